@@ -1,0 +1,47 @@
+# Two commands: `make demo` and `make test`. Both create the environment first; PYTHON says with what.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: help demo test lint unit install clean
+
+help:
+	@echo "make demo   build a toy registry, serve it on http://127.0.0.1:8000, say what to try"
+	@echo "make test   lint, type-check and run all tests"
+	@echo "make lint   ruff, mypy, import-linter"
+	@echo "make unit   the tests that need no Ray cluster"
+	@echo "make clean  remove the environment and the demo"
+
+demo: $(INSTALLED)
+	$(BIN)/registry-serve demo --serve
+
+test: lint chromium
+	$(BIN)/python -m pytest --cov --cov-report=term
+
+unit: $(INSTALLED)
+	$(BIN)/python -m pytest -m "not cluster"
+
+lint: $(INSTALLED)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable ".[dev]"
+	@touch $@
+
+# The documentation page is tested in a real browser.
+.PHONY: chromium
+chromium:
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null \
+	|| { command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ] \
+	     && apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null; } \
+	|| echo "No chromium here: install it (apt-get install chromium) or the browser test will fail."
+
+clean:
+	rm -rf $(VENV) .demo

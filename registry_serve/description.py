@@ -1,0 +1,81 @@
+"""What ``GET /model`` tells: the model, its versions, which of them keep the contract, and what is loaded here."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+from mlflow.models import ModelSignature
+
+from registry_serve.cache import VersionState
+from registry_serve.contract import Contract
+from registry_serve.errors import RegistryServeError, RegistryUnavailable
+from registry_serve.registry import Resolver, VersionSummary
+
+#: Versions without an alias that are looked at, newest first; the default and loaded ones are always among them.
+MOST_VERSIONS = 20
+
+
+async def describe(contract: Contract, resolver: Resolver, states: Mapping[str, VersionState]) -> dict[str, Any]:
+    """Describe one model as a mapping ready for JSON.
+
+    Args:
+        contract: what the endpoint promises.
+        resolver: knows the versions.
+        states: version number to what it is doing in this replica.
+
+    Returns:
+        ``registry_reachable`` is false while the registry does not answer; ``versions`` then holds what is known.
+    """
+    default = contract.default
+    try:
+        summaries, reachable = await resolver.describe(), True
+    except RegistryUnavailable:
+        summaries, reachable = [VersionSummary(default.number, default.aliases, default.created, True)], False
+    shown = _shown(summaries, {default.number, *states})
+    described = await asyncio.gather(*(_version(contract, resolver, each, states) for each in shown))
+    return {
+        "name": default.model,
+        "default_version": default.number,
+        "model_uuid": default.model_uuid,
+        "compatibility": contract.compatibility.value,
+        "allowed_versions": str(resolver.policy),
+        "signature": _signature(default.card.signature),
+        "aliases": {alias: each.number for each in summaries for alias in each.aliases},
+        "registry_reachable": reachable,
+        "versions": described,
+        "versions_not_shown": len(summaries) - len(shown),
+    }
+
+
+def _shown(summaries: list[VersionSummary], always: set[str]) -> list[VersionSummary]:
+    newest = {each.number for each in summaries[:MOST_VERSIONS]}
+    return [each for each in summaries if each.aliases or each.number in newest | always]
+
+
+async def _version(
+    contract: Contract, resolver: Resolver, summary: VersionSummary, states: Mapping[str, VersionState]
+) -> dict[str, Any]:
+    state = states.get(summary.number)
+    described: dict[str, Any] = {
+        "version": summary.number,
+        "aliases": list(summary.aliases),
+        "created": summary.created.isoformat(),
+        "state": "absent" if state is None else state.value,
+        "compatible": None,
+        "differences": [],
+        "unavailable": None,
+    }
+    try:
+        version = await resolver.resolve(summary.number)
+    except RegistryServeError as error:
+        return described | {"unavailable": error.code}
+    differences = contract.differences(version)
+    return described | {"compatible": not differences, "differences": differences}
+
+
+def _signature(signature: ModelSignature | None) -> dict[str, Any]:
+    parts = {} if signature is None else {"inputs": signature.inputs, "outputs": signature.outputs}
+    described: dict[str, Any] = {name: part and part.to_dict() for name, part in parts.items()}
+    return described | {"params": signature.params.to_dict() if signature and signature.params else []}

@@ -1,0 +1,28 @@
+"""Loaded models: what the data plane asks of one, whatever kind it is."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+
+class LoadedModel(Protocol):
+    """A model in memory. It is called from one thread, its own, and by one caller at a time."""
+
+    def predict(self, data: Any, params: dict[str, Any] | None) -> Any:
+        """Answer for all rows at once.
+
+        Args:
+            data: a frame, an ndarray, a dict of ndarrays, a list or None, as the signature says.
+            params: inference params that the request gave, or None.
+
+        Raises:
+            RefusedByModel: the model itself found the input invalid.
+            Exception: anything else that goes wrong in the model.
+        """
+
+    def close(self) -> None:
+        """Free what it holds. Called once, after the last call of ``predict``."""
+
+
+class RefusedByModel(Exception):
+    """The model found the input invalid by rules that its signature does not tell."""

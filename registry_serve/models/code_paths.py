@@ -1,0 +1,70 @@
+"""Python modules that model versions bring along, and why two versions must not bring different ones.
+
+MLflow puts a version's ``code_paths`` at the front of ``sys.path`` and leaves them there, and Python keeps every module
+it imported. A second version with a module of the same name would silently run the first one's code. So each module
+name belongs to the first version that brings it: another version may share it only if its whole code tree is the same
+to the byte, and is refused otherwise.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+
+class CodeClash(Exception):
+    """A version brings a module that this process already has from elsewhere. ``args``: the module's name."""
+
+
+_lock = threading.Lock()
+_owners: dict[str, str] = {}
+
+
+def claim(code: Path) -> None:
+    """Reserve the names of all modules in a directory for the version that brings them.
+
+    Raises:
+        CodeClash: one of them was brought by a version with other code, or imported from elsewhere.
+    """
+    digest = _digest(code)
+    modules = dict(_modules(code))
+    with _lock:
+        for name, path in modules.items():
+            owner = _owners.get(name)
+            if owner is not None and owner != digest:
+                raise CodeClash(name)
+            if owner is None and name in sys.modules and not _is_from(name, path):
+                raise CodeClash(name)
+        _owners.update(dict.fromkeys(modules, digest))
+
+
+def forget_repeated_paths() -> None:
+    """Remove what MLflow adds to ``sys.path`` again each time it loads the same version."""
+    with _lock:
+        sys.path[:] = list(dict.fromkeys(sys.path))
+
+
+def _modules(code: Path) -> Iterator[tuple[str, Path]]:
+    for path in sorted(code.rglob("*.py")):
+        parts = path.relative_to(code).with_suffix("").parts
+        if parts[-1] == "__init__":
+            parts = parts[:-1]
+        if parts:
+            yield ".".join(parts), path
+
+
+def _is_from(name: str, path: Path) -> bool:
+    file = getattr(sys.modules[name], "__file__", None)
+    return file is not None and Path(file).resolve() == path.resolve()
+
+
+def _digest(code: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(code.rglob("*")):
+        if path.is_file() and path.suffix != ".pyc":
+            digest.update(f"{path.relative_to(code).as_posix()}\0{path.stat().st_size}\0".encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()

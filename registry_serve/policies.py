@@ -1,0 +1,141 @@
+"""Settings as small value objects that validate themselves. All are immutable and travel inside a deployment.
+
+| object        | says                                           | default                                     |
+|---------------|------------------------------------------------|---------------------------------------------|
+| CachePolicy   | how many versions a replica keeps loaded       | ``max_models=2``: the default and one more  |
+| VersionPolicy | which versions a request may ask for           | ``allowed="all"``                           |
+| Limits        | what one request may cost                      | 16 MiB, 60 s, 1000 pending                  |
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import Literal
+
+from registry_serve.errors import ConfigurationError
+
+
+def _require(condition: bool, complaint: str) -> None:
+    if not condition:
+        raise ConfigurationError(complaint)
+
+
+@dataclass(frozen=True)
+class CachePolicy:
+    """How many versions one replica keeps loaded, and how it loads them.
+
+    Attributes:
+        max_models: loaded versions, the pinned default included; while a version loads, one more is resident.
+        max_concurrent_loads: versions that load at the same time.
+        retry_failed_after_s: how long a version that failed to load is refused before it is tried again; doubles
+            with each further failure, up to ``retry_failed_at_most_s``.
+        retry_failed_at_most_s: the longest such pause.
+    """
+
+    max_models: int = 2
+    max_concurrent_loads: int = 2
+    retry_failed_after_s: float = 5.0
+    retry_failed_at_most_s: float = 300.0
+
+    def __post_init__(self) -> None:
+        """Refuse values that make no sense."""
+        _require(self.max_models >= 1, f"max_models must be at least 1, not {self.max_models}.")
+        _require(self.max_concurrent_loads >= 1, "max_concurrent_loads must be at least 1.")
+        _require(self.retry_failed_after_s >= 0, "retry_failed_after_s must not be negative.")
+
+
+@dataclass(frozen=True)
+class VersionPolicy:
+    """Which versions a request may ask for. The default version is always allowed.
+
+    A version chosen by a request is code that runs on the server: on a registry where many people may register,
+    ``"aliased"`` keeps unreviewed versions out.
+
+    Attributes:
+        allowed: ``"all"``, ``"aliased"`` (versions that an alias points to), or the version numbers.
+    """
+
+    allowed: Literal["all", "aliased"] | frozenset[str] = "all"
+
+    @classmethod
+    def of(cls, allowed: str | int | Collection[str | int]) -> VersionPolicy:
+        """Build one from what people write: ``"all"``, ``"aliased"``, ``[1, 2]`` or ``"1,2"``.
+
+        Raises:
+            ConfigurationError: a version that is no number.
+        """
+        if allowed in ("all", "aliased"):
+            return cls("aliased" if allowed == "aliased" else "all")
+        if isinstance(allowed, str):
+            allowed = [part.strip() for part in allowed.split(",")]
+        if isinstance(allowed, int):
+            allowed = [allowed]
+        for number in allowed:
+            _require(
+                re.fullmatch(r"[0-9]{1,10}", str(number)) is not None,
+                f"versions must be 'all', 'aliased' or version numbers such as '1,2'; {str(number)!r} is neither.",
+            )
+        return cls(frozenset(str(int(number)) for number in allowed))
+
+    def allows(self, number: str, aliases: Collection[str]) -> bool:
+        """Say whether the version with this number and these aliases may be asked for."""
+        if self.allowed == "all":
+            return True
+        if self.allowed == "aliased":
+            return bool(aliases)
+        return number in self.allowed
+
+    def __str__(self) -> str:
+        """Return what is allowed, in words."""
+        if self.allowed == "all":
+            return "all versions"
+        if self.allowed == "aliased":
+            return "versions with an alias"
+        return "versions " + ", ".join(sorted(self.allowed, key=int))
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one request may cost.
+
+    Attributes:
+        max_body_bytes: larger bodies get 413.
+        request_timeout_s: how long a caller waits for a prediction (504 after that), loading included (503).
+        max_pending_requests: requests that one replica holds at a time; further ones get 429.
+    """
+
+    max_body_bytes: int = 16 * 2**20
+    request_timeout_s: float = 60.0
+    max_pending_requests: int = 1000
+
+    def __post_init__(self) -> None:
+        """Refuse values that make no sense."""
+        for name in ("max_body_bytes", "request_timeout_s", "max_pending_requests"):
+            value = getattr(self, name)
+            _require(value > 0, f"{name} must be greater than 0, not {value}.")
+
+
+@dataclass(frozen=True)
+class RegistryAddress:
+    """Where the registry is: absolute, so that it means the same on every replica.
+
+    Attributes:
+        tracking_uri: MLflow's tracking URI; artifacts are fetched through it.
+        registry_uri: MLflow's registry URI, where it is another one.
+        timeout_s: how long one call to the registry may take before it counts as unreachable.
+        fresh_for_s: how long a resolved version or alias is believed without asking again.
+    """
+
+    tracking_uri: str
+    registry_uri: str = field(default="")
+    timeout_s: float = 10.0
+    fresh_for_s: float = 5.0
+
+    def __post_init__(self) -> None:
+        """Use one address for both where only one is given."""
+        _require(bool(self.tracking_uri), "tracking_uri must not be empty.")
+        _require(self.timeout_s > 0 and self.fresh_for_s >= 0, "timeout_s must be positive, fresh_for_s not negative.")
+        if not self.registry_uri:
+            object.__setattr__(self, "registry_uri", self.tracking_uri)

@@ -1,0 +1,113 @@
+"""Who may come in: API keys, the origin of browser requests, and an id for every request."""
+
+from __future__ import annotations
+
+import hmac
+import re
+import uuid
+from collections.abc import Iterable
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from registry_serve.errors import ConfigurationError, ForeignOrigin, Unauthenticated
+from registry_serve.protocols.problems import problem
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+
+
+class ApiKeys:
+    """The keys that open an endpoint.
+
+    Only the path of their file travels in a deployment's arguments, which Ray shows to whoever may look.
+    """
+
+    def __init__(self, keys: Iterable[str]) -> None:
+        self._keys = [key.encode() for key in keys]
+
+    @classmethod
+    def read(cls, path: str | Path) -> ApiKeys:
+        """Read a file with one key per line; blank lines and lines that begin with ``#`` do not count.
+
+        Raises:
+            ConfigurationError: the file cannot be read, or holds no key.
+        """
+        try:
+            lines = Path(path).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigurationError(f"The API key file {str(path)!r} cannot be read on this node.") from error
+        keys = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+        if not keys:
+            raise ConfigurationError(f"The API key file {str(path)!r} holds no key.")
+        return cls(keys)
+
+    def open(self, authorization: str) -> bool:
+        """Say whether an ``Authorization`` header holds one of the keys, with or without ``Bearer``."""
+        scheme, _, rest = authorization.partition(" ")
+        given = (rest if scheme.lower() == "bearer" else authorization).strip().encode()
+        # Every key is compared in full, so that the time taken tells nothing about any of them.
+        matches = [hmac.compare_digest(given, key) for key in self._keys]
+        return any(matches)
+
+
+class Gate:
+    """ASGI middleware around a front.
+
+    Every HTTP request gets an id: its own ``x-request-id`` if that is a plain word, else a new one; the answer carries
+    it. Requests without a valid key are refused on every path but the health checks, if there are keys. Requests that
+    a browser sends from another site's page are refused: a page can send any body without asking first. An error that
+    nobody foresaw ends here and is answered like any other.
+    """
+
+    def __init__(self, app: ASGIApp, keys: ApiKeys | None, *, label: bool = True) -> None:
+        self.app = app
+        self.keys = keys
+        self.label = label
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let a request in, or answer it here."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        request_id = headers.get("x-request-id", "")
+        if not _REQUEST_ID.fullmatch(request_id):
+            request_id = str(uuid.uuid4())
+        scope.setdefault("state", {})["request_id"] = request_id
+        if self.label:
+            send = _labelled(send, request_id)
+        started = False
+
+        async def send_noting(message: Message) -> None:
+            nonlocal started
+            started = started or message["type"] == "http.response.start"
+            await send(message)
+
+        try:
+            self._check(scope, headers)
+            await self.app(scope, receive, send_noting)
+        except Exception as error:
+            if started:
+                raise
+            await problem(error, request_id)(scope, receive, send)
+
+    def _check(self, scope: Scope, headers: Headers) -> None:
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        if path.startswith("/health/"):
+            return
+        if self.keys is not None and not self.keys.open(headers.get("authorization", "")):
+            raise Unauthenticated
+        origin = headers.get("origin")
+        if origin is not None and scope["method"] != "GET" and urlsplit(origin).netloc != headers.get("host"):
+            raise ForeignOrigin
+
+
+def _labelled(send: Send, request_id: str) -> Send:
+    async def send_labelled(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message.get("headers", []), (b"x-request-id", request_id.encode())]
+        await send(message)
+
+    return send_labelled

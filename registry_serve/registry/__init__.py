@@ -1,0 +1,29 @@
+"""Everything asked of an MLflow registry: models, versions, aliases, signatures and artifacts."""
+
+from registry_serve.registry.addresses import registry_address
+from registry_serve.registry.client import Registry
+from registry_serve.registry.patience import impatient_http, make_http_impatient
+from registry_serve.registry.records import (
+    ModelCard,
+    ModelVersion,
+    RegisteredModelSummary,
+    VersionKey,
+    VersionSummary,
+)
+from registry_serve.registry.references import Reference, parse_reference
+from registry_serve.registry.resolver import Resolver
+
+__all__ = [
+    "ModelCard",
+    "ModelVersion",
+    "Reference",
+    "RegisteredModelSummary",
+    "Registry",
+    "Resolver",
+    "VersionKey",
+    "VersionSummary",
+    "impatient_http",
+    "make_http_impatient",
+    "parse_reference",
+    "registry_address",
+]

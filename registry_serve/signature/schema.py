@@ -1,0 +1,179 @@
+"""The body of a request: bytes -> rows and params that fit one model version's signature."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from mlflow.models import ModelSignature
+from mlflow.types.schema import ParamSpec
+from pydantic_core import SchemaValidator, core_schema, from_json
+
+from registry_serve.errors import InvalidRequest, MalformedJSON
+from registry_serve.signature.inputs import Inputs, NoInputs, Tensors, check, fault, inputs_of
+from registry_serve.signature.types import Form, Target, form_of
+
+_POSITION = re.compile(r"(?P<reason>.*) at line (?P<line>\d+) column (?P<column>\d+)", re.DOTALL)
+
+
+def decode(body: bytes) -> Any:
+    """Parse JSON. NaN and Infinity are no JSON.
+
+    Raises:
+        MalformedJSON: with the position.
+    """
+    try:
+        return from_json(body, allow_inf_nan=False)
+    except ValueError as error:
+        found = _POSITION.fullmatch(str(error))
+        if found is None:
+            raise MalformedJSON("it cannot be read", 0, 0) from None
+        raise MalformedJSON(found["reason"], int(found["line"]), int(found["column"])) from None
+
+
+@dataclass(frozen=True)
+class Request:
+    """A checked request.
+
+    Attributes:
+        rows: checked rows, in the form that the schema's ``Inputs`` made of them.
+        params: given params, or None where the body has none (MLflow fills in the defaults).
+        count: number of rows; for tensors, the length of the first dimension.
+    """
+
+    rows: list[Any]
+    params: dict[str, Any] | None
+    count: int
+
+
+class RequestSchema:
+    """What the requests of one model version look like.
+
+    Args:
+        signature: its signature.
+        from_type_hint: whether MLflow made the signature from a type hint.
+
+    Raises:
+        SignatureUnsupported: a type of the signature has no JSON form.
+    """
+
+    def __init__(self, signature: ModelSignature, *, from_type_hint: bool = False) -> None:
+        self.inputs: Inputs = inputs_of(signature, from_type_hint=from_type_hint)
+        self.params: list[ParamSpec] = list(signature.params.params) if signature.params else []
+        clash = {"inputs", "params"} & set(self.inputs.column_names)
+        self.inputs_key, self.params_key = ("$inputs", "$params") if clash else ("inputs", "params")
+        self.row_json = self.inputs.row_json  # a type without a JSON form is found here, not by the first request
+        self._params = SchemaValidator(self._params_form.core)
+
+    def parse(self, body: bytes) -> Request:
+        """Parse and check a body.
+
+        Raises:
+            MalformedJSON: the body is not JSON.
+            InvalidRequest: it does not fit the signature.
+        """
+        return self.check(decode(body))
+
+    def check(self, value: Any) -> Request:
+        """Check a decoded body: rows alone, or the envelope ``{"inputs": rows, "params": {...}}``.
+
+        Raises:
+            InvalidRequest: it does not fit the signature.
+        """
+        if not self._is_envelope(value):
+            if not self.inputs.bare:
+                raise fault((), f'must be an object {{"{self._first_key}": ...}}')
+            if isinstance(value, dict) and self.params and self.params_key in value:
+                raise fault((self.params_key,), f'stands beside "{self.inputs_key}", not inside a row')
+            return self._request(self.inputs.rows(value, ()), None)
+        return self._open(value)
+
+    def check_call(self, rows: Any, params: Mapping[str, Any] | None = None) -> Request:
+        """Check rows and params that came apart, from a Python caller.
+
+        Raises:
+            InvalidRequest: they do not fit the signature.
+        """
+        envelope = {} if isinstance(self.inputs, NoInputs) and rows is None else {self.inputs_key: rows}
+        if params is not None:
+            envelope[self.params_key] = dict(params)
+        return self._open(envelope)
+
+    def _is_envelope(self, value: Any) -> bool:
+        if not isinstance(value, dict):
+            return False
+        if isinstance(self.inputs, NoInputs):
+            return True
+        return self.inputs_key in value or value.keys() == {self.params_key}
+
+    @property
+    def _first_key(self) -> str:
+        return self.params_key if isinstance(self.inputs, NoInputs) else self.inputs_key
+
+    def _open(self, envelope: dict[str, Any]) -> Request:
+        faults: list[Mapping[str, Any]] = [
+            {"location": [key], "message": f"is neither {self.inputs_key!r} nor {self.params_key!r}"}
+            for key in envelope
+            if key not in (self.inputs_key, self.params_key)
+        ]
+        rows: list[Any] = []
+        params: dict[str, Any] | None = None
+        try:
+            if self.inputs_key in envelope:
+                rows = self.inputs.rows(envelope[self.inputs_key], (self.inputs_key,))
+            elif not isinstance(self.inputs, NoInputs):
+                raise fault((self.inputs_key,), "is required")
+        except InvalidRequest as error:
+            faults += error.args[0]
+        try:
+            if self.params_key in envelope:
+                params = check(self._params, envelope[self.params_key], (self.params_key,))
+        except InvalidRequest as error:
+            faults += error.args[0]
+        if faults:
+            raise InvalidRequest(faults)
+        return self._request(rows, params)
+
+    def _request(self, rows: list[Any], params: dict[str, Any] | None) -> Request:
+        count = len(rows)
+        if isinstance(self.inputs, Tensors):
+            first = next(iter(rows[0].values())) if isinstance(rows[0], dict) else rows[0]
+            count = first.shape[0] if first.ndim else 1
+        return Request(rows, params, count)
+
+    @cached_property
+    def _params_form(self) -> Form:
+        fields, properties = {}, {}
+        for spec in self.params:
+            form = _param_form(spec)
+            fields[spec.name] = core_schema.typed_dict_field(form.core, required=False)
+            properties[spec.name] = form.json | {"default": _json_default(spec.default)}
+        return Form(
+            core_schema.typed_dict_schema(fields, extra_behavior="forbid", strict=True),
+            {"type": "object", "properties": properties, "additionalProperties": False},
+        )
+
+    @property
+    def params_json(self) -> dict[str, Any]:
+        """The JSON Schema of the params, each with its default."""
+        return self._params_form.json
+
+
+def _param_form(spec: ParamSpec) -> Form:
+    if spec.shape is None:
+        return form_of(spec.dtype, Target.PYTHON, nullable=True)
+    item = form_of(spec.dtype, Target.PYTHON, nullable=True)
+    return Form(core_schema.list_schema(item.core, strict=True), {"type": "array", "items": item.json})
+
+
+def _json_default(default: Any) -> Any:
+    if hasattr(default, "tolist"):
+        default = default.tolist()
+    if isinstance(default, float) and default != default:
+        return None
+    if isinstance(default, (list, tuple)):
+        return [_json_default(item) for item in default]
+    return default.isoformat() if hasattr(default, "isoformat") else default

@@ -1,0 +1,308 @@
+"""The cache alone, with loads that are events rather than models."""
+
+import asyncio
+
+import pytest
+
+from registry_serve.cache import VersionCache, VersionState
+from registry_serve.errors import Draining, LoadFailed, RegistryUnavailable
+from registry_serve.policies import CachePolicy
+
+
+class Model:
+    def __init__(self, key):
+        self.key = key
+        self.closed = 0
+
+
+class Garage:
+    """Loads models when told to and counts what happens to them."""
+
+    def __init__(self, **policy):
+        self.gates: dict[str, asyncio.Event] = {}
+        self.errors: dict[str, Exception] = {}
+        self.loaded: list[Model] = []
+        self.ready: list[str] = []
+        policy.setdefault("retry_failed_after_s", 0.05)
+        self.cache = VersionCache(self.load, self.close, CachePolicy(**policy), self.ready.append)
+
+    async def load(self, key):
+        if key in self.gates:
+            await self.gates[key].wait()
+        if key in self.errors:
+            raise self.errors[key]
+        model = Model(key)
+        self.loaded.append(model)
+        return model
+
+    async def close(self, model):
+        model.closed += 1
+
+    async def use(self, key):
+        async with self.cache.lease(key) as lease:
+            return lease.model
+
+    def held(self):
+        return {key for key, state in self.cache.states().items() if state is VersionState.READY}
+
+
+async def settle():
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+async def test_a_hit_loads_nothing():
+    garage = Garage()
+    first = await garage.use("1")
+    assert await garage.use("1") is first
+    assert garage.cache.loads == 1
+    assert garage.ready == ["1"]
+
+
+async def test_many_waiters_share_one_load():
+    garage = Garage()
+    garage.gates["1"] = asyncio.Event()
+    users = [asyncio.create_task(garage.use("1")) for _ in range(50)]
+    await settle()
+    assert garage.cache.states() == {"1": VersionState.LOADING}
+    garage.gates["1"].set()
+    models = await asyncio.gather(*users)
+    assert len(set(map(id, models))) == 1
+    assert len(garage.loaded) == 1
+
+
+async def test_different_versions_load_at_the_same_time_up_to_the_bound():
+    garage = Garage(max_models=5, max_concurrent_loads=2)
+    garage.gates = {key: asyncio.Event() for key in "123"}
+    users = [asyncio.create_task(garage.use(key)) for key in "123"]
+    await settle()
+    assert garage.cache.loads == 2
+    garage.gates["2"].set()
+    await users[1]
+    await settle()
+    assert garage.cache.loads == 3
+    for gate in garage.gates.values():
+        gate.set()
+    await asyncio.gather(*users)
+
+
+async def test_one_version_answers_while_another_loads():
+    garage = Garage()
+    await garage.use("1")
+    garage.gates["2"] = asyncio.Event()
+    waiting = asyncio.create_task(garage.use("2"))
+    await settle()
+    assert (await asyncio.wait_for(garage.use("1"), 0.1)).key == "1"
+    garage.gates["2"].set()
+    await waiting
+
+
+async def test_a_caller_that_leaves_cancels_nothing_for_the_others():
+    garage = Garage()
+    garage.gates["1"] = asyncio.Event()
+    leaves, stays = asyncio.create_task(garage.use("1")), asyncio.create_task(garage.use("1"))
+    await settle()
+    leaves.cancel()
+    await settle()
+    garage.gates["1"].set()
+    assert (await stays).key == "1"
+    assert garage.cache.loads == 1
+
+
+async def test_a_load_that_everyone_left_is_kept_and_leaks_no_lease():
+    garage = Garage(max_models=1)
+    garage.gates["1"] = asyncio.Event()
+    leaves = asyncio.create_task(garage.use("1"))
+    await settle()
+    leaves.cancel()
+    garage.gates["1"].set()
+    await settle()
+    assert garage.held() == {"1"}
+    await garage.use("2")
+    await settle()
+    assert garage.loaded[0].closed == 1
+
+
+async def test_the_least_recently_used_version_is_evicted():
+    garage = Garage(max_models=2)
+    for key in ("1", "2", "1", "3"):
+        await garage.use(key)
+    assert garage.held() == {"1", "3"}
+    await settle()
+    assert [model.key for model in garage.loaded if model.closed] == ["2"]
+
+
+async def test_a_pinned_version_stays():
+    garage = Garage(max_models=2)
+    await garage.cache.pin("1")
+    for key in ("2", "3", "4"):
+        await garage.use(key)
+    assert garage.held() == {"1", "4"}
+
+
+async def test_with_room_for_the_pinned_version_only_others_close_after_use():
+    garage = Garage(max_models=1)
+    await garage.cache.pin("1")
+    assert (await garage.use("2")).key == "2"
+    await settle()
+    assert garage.held() == {"1"}
+    assert garage.loaded[1].closed == 1
+
+
+async def test_a_leased_model_is_closed_only_after_its_last_lease_and_once():
+    garage = Garage(max_models=1)
+    async with garage.cache.lease("1") as lease:
+        async with garage.cache.lease("1"):
+            await garage.use("2")
+            await settle()
+            assert garage.cache.states()["1"] is VersionState.DRAINING
+            assert lease.model.closed == 0
+        await settle()
+        assert lease.model.closed == 0
+    await settle()
+    assert lease.model.closed == 1
+    assert "1" not in garage.cache.states()
+
+
+async def test_an_extension_keeps_the_model_open_after_the_lease():
+    garage = Garage(max_models=1)
+    async with garage.cache.lease("1") as lease:
+        end = lease.extend()
+    await garage.use("2")
+    await settle()
+    assert lease.model.closed == 0
+    end()
+    await settle()
+    assert lease.model.closed == 1
+
+
+async def test_a_draining_version_that_is_asked_for_again_is_loaded_anew():
+    garage = Garage(max_models=1)
+    async with garage.cache.lease("1") as lease:
+        await garage.use("2")
+        again = await garage.use("1")
+        assert again is not lease.model
+    await settle()
+    assert lease.model.closed == 1
+    assert again.closed == 0
+
+
+async def test_a_broken_version_evicts_nothing():
+    garage = Garage(max_models=2, retry_failed_after_s=0)
+    await garage.use("1")
+    await garage.use("2")
+    garage.errors["3"] = LoadFailed("m", "3", "it is broken")
+    for _ in range(100):
+        with pytest.raises(LoadFailed):
+            await garage.use("3")
+    assert garage.held() == {"1", "2"}
+    assert garage.cache.evictions == 0
+
+
+async def test_a_failure_is_told_to_all_and_not_tried_again_for_a_while():
+    garage = Garage(retry_failed_after_s=0.05)
+    garage.errors["1"] = LoadFailed("m", "1", "it is broken")
+    outcomes = await asyncio.gather(*(garage.use("1") for _ in range(10)), return_exceptions=True)
+    assert {type(outcome) for outcome in outcomes} == {LoadFailed}
+    with pytest.raises(LoadFailed):
+        await garage.use("1")
+    assert garage.cache.loads == 1
+    assert garage.cache.states() == {"1": VersionState.FAILED}
+    del garage.errors["1"]
+    await asyncio.sleep(0.06)
+    assert (await garage.use("1")).key == "1"
+    assert garage.cache.states() == {"1": VersionState.READY}
+
+
+async def test_the_pause_grows_with_each_failure():
+    garage = Garage(retry_failed_after_s=0.02)
+    garage.errors["1"] = LoadFailed("m", "1", "it is broken")
+    for pause in (0.02, 0.04):
+        with pytest.raises(LoadFailed):
+            await garage.use("1")
+        await asyncio.sleep(pause + 0.005)
+    with pytest.raises(LoadFailed):
+        await garage.use("1")
+    await asyncio.sleep(0.045)
+    with pytest.raises(LoadFailed):
+        await garage.use("1")
+    assert garage.cache.loads == 3
+
+
+async def test_a_registry_that_is_down_is_not_held_against_the_version():
+    garage = Garage(retry_failed_after_s=60)
+    garage.errors["1"] = RegistryUnavailable("reading")
+    with pytest.raises(RegistryUnavailable):
+        await garage.use("1")
+    del garage.errors["1"]
+    assert (await garage.use("1")).key == "1"
+
+
+async def test_a_failed_load_that_everyone_left_makes_no_noise(caplog):
+    garage = Garage()
+    garage.gates["1"] = asyncio.Event()
+    garage.errors["1"] = LoadFailed("m", "1", "it is broken")
+    leaves = asyncio.create_task(garage.use("1"))
+    await settle()
+    leaves.cancel()
+    garage.gates["1"].set()
+    await settle()
+    assert caplog.records == []
+
+
+async def test_a_model_that_cannot_be_closed_is_logged_and_forgotten(caplog):
+    garage = Garage(max_models=1)
+
+    async def refuse(model):
+        raise RuntimeError("no")
+
+    garage.cache._close = refuse
+    await garage.use("1")
+    await garage.use("2")
+    await settle()
+    assert "Closing a model failed" in caplog.text
+    assert garage.held() == {"2"}
+
+
+async def test_closing_waits_for_leases_then_closes_everything_once():
+    garage = Garage(max_models=3)
+    await garage.use("1")
+    async with garage.cache.lease("2") as lease:
+        closing = asyncio.create_task(garage.cache.aclose())
+        await asyncio.sleep(0.03)
+        assert not closing.done()
+        assert lease.model.closed == 0
+        with pytest.raises(Draining):
+            await garage.use("1")
+    await closing
+    assert [model.closed for model in garage.loaded] == [1, 1]
+
+
+async def test_closing_tells_those_who_wait_for_a_load():
+    garage = Garage()
+    garage.gates["1"] = asyncio.Event()
+    waiting = asyncio.create_task(garage.use("1"))
+    await settle()
+    await asyncio.wait_for(garage.cache.aclose(), 1)
+    with pytest.raises(Draining):
+        await waiting
+
+
+async def test_a_thousand_users_who_come_and_go_leave_nothing_behind():
+    garage = Garage(max_models=3)
+
+    async def use_a_while(number):
+        async with garage.cache.lease(str(number % 7)) as lease:
+            await asyncio.sleep(0.001 * (number % 5))
+            assert lease.model.closed == 0
+
+    users = [asyncio.create_task(use_a_while(number)) for number in range(1000)]
+    await asyncio.sleep(0.002)
+    for user in users[::3]:
+        user.cancel()
+    await asyncio.gather(*users, return_exceptions=True)
+    await settle()
+    assert len(garage.held()) <= 3
+    open_models = [model for model in garage.loaded if model.closed == 0]
+    assert {model.key for model in open_models} == garage.held()
+    assert all(model.closed <= 1 for model in garage.loaded)
