@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import time
+import os
+import signal
+import socket
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.panel import Panel
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from registry_serve.errors import ConfigurationError, RegistryServeError
 from registry_serve.version import __version__
@@ -20,7 +21,7 @@ console = Console()
 
 def _version(wanted: bool) -> None:
     if wanted:
-        console.print(__version__)
+        console.print(__version__, highlight=False)
         raise typer.Exit
 
 
@@ -43,35 +44,27 @@ def demo(
     """Build a toy registry of real, tiny language models; a minute the first time, then it is kept."""
     from registry_serve.demo import build
 
-    with Progress(
-        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=console
-    ) as progress:
-        task = progress.add_task("Building the demo registry", total=1.0)
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as progress:
+        bars: dict[str, TaskID] = {}
 
         def on_stage(name: str, fraction: float) -> None:
-            progress.update(task, description=name, completed=fraction)
+            if name not in bars:
+                bars[name] = progress.add_task(name, total=1.0)
+            progress.update(bars[name], completed=fraction)
 
-        registry = build(folder.absolute(), from_hub=from_hub, progress=on_stage)
-        progress.update(task, description="The demo registry is ready", completed=1.0)
-    console.print(f"Registry: [bold]{registry.tracking_uri}[/bold]", soft_wrap=True)
+        registry = build(folder, from_hub=from_hub, progress=on_stage)
+    console.print(f"The demo registry is {registry.tracking_uri}", soft_wrap=True, highlight=False)
     if serve:
-        _serve_demo(registry.tracking_uri, port)
+        _serve_demo(registry.tracking_uri, list(registry.versions), port)
     else:
         command = f"MLFLOW_TRACKING_URI={registry.tracking_uri} serve run registry_serve:app"
-        console.print(f"Serve it: [bold]{command}[/bold]", soft_wrap=True, highlight=False)
+        console.print(f"Serve it with:\n\n    {command}", soft_wrap=True, highlight=False)
 
 
-def _serve_demo(tracking_uri: str, port: int) -> None:
-    """Serve the three demo models on one small cluster, until somebody presses Ctrl-C."""
-    import os
-    import socket
-
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            raise ConfigurationError(f"Port {port} is taken. Name a free one with --port.") from None
+def _serve_demo(tracking_uri: str, models: list[str], port: int) -> None:
+    """Serve the demo's models on one small cluster, until somebody presses Ctrl-C."""
+    _require_free(port)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
     from ray import serve as ray_serve
@@ -79,38 +72,48 @@ def _serve_demo(tracking_uri: str, port: int) -> None:
     from registry_serve.deployment import deployment_from_model_name
 
     with console.status("Starting Ray Serve and loading the models"):
-        ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="error")
+        ray.init(num_cpus=len(models) + 1, include_dashboard=False, log_to_driver=False, configure_logging=False)
         ray_serve.start(http_options={"host": "127.0.0.1", "port": port}, logging_config={"log_level": "ERROR"})
-        for model in ("translation_model", "question_answerer", "instruct_llm"):
-            deployment = deployment_from_model_name(model, tracking_uri=tracking_uri)
-            prefix = "/" if model == "translation_model" else f"/{model}"
-            ray_serve.run(deployment.bind(), name=model, route_prefix=prefix)
-    console.print(Panel(_what_to_try(f"http://127.0.0.1:{port}"), title="Serving", expand=False))
+        for model in models:
+            prefix = "/" if model == models[0] else f"/{model}"
+            ray_serve.run(
+                deployment_from_model_name(model, tracking_uri=tracking_uri).bind(), name=model, route_prefix=prefix
+            )
+    console.print(_what_to_try(f"http://127.0.0.1:{port}"), soft_wrap=True, highlight=False, markup=False)
     try:
-        while True:
-            time.sleep(3600)
+        signal.pause()
     except KeyboardInterrupt:
-        with console.status("Stopping"):
-            ray_serve.shutdown()
-            ray.shutdown()
+        console.print("Stopping.")
+    finally:
+        ray_serve.shutdown()
+        ray.shutdown()  # type: ignore[no-untyped-call]
+
+
+def _require_free(port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            raise ConfigurationError(f"Port {port} is taken. Name a free one with --port.") from None
 
 
 def _what_to_try(address: str) -> str:
-    sentence = """-H 'content-type: application/json' -d '{"prompt": "The weather is lovely today"}'"""
-    question = """-H 'content-type: application/json' -d '{"question": "Where do you live?"}'"""
-    return "\n".join(
-        [
-            "In another terminal:",
-            "",
-            f"curl {address}/serve {sentence}",
-            f"curl {address}/serve -H 'serve_multiplexed_model_id: 2' {sentence}",
-            f"curl {address}/serve -H 'serve_multiplexed_model_id: 3' {sentence}",
-            f"curl {address}/question_answerer/serve {question}",
-            "",
-            f"In a browser: {address}/docs",
-            "Ctrl-C stops it.",
-        ]
-    )
+    sentence = """-d '{"prompt": "The weather is lovely today"}'"""
+    question = """-d '{"question": "Where do you live?"}'"""
+    instruction = """-d '{"inputs": {"prompt": "What is machine learning?"}, "params": {"temperature": 0.6}}'"""
+    return f"""
+Serving at {address}. In another terminal, try:
+
+    curl {address}/serve {sentence}
+    curl {address}/serve {sentence} -H 'serve_multiplexed_model_id: 2'
+    curl {address}/serve {sentence} -H 'serve_multiplexed_model_id: 3'
+    curl {address}/question_answerer/serve {question}
+    curl {address}/instruct_llm/serve {instruction}
+
+In a browser: {address}/docs
+Ctrl-C ends it.
+"""
 
 
 def main() -> None:
@@ -118,5 +121,5 @@ def main() -> None:
     try:
         app()
     except RegistryServeError as error:
-        console.print(f"[red]error:[/red] {error}", soft_wrap=True, highlight=False)
+        console.print(f"error: {error}", style="red", soft_wrap=True, highlight=False, markup=False)
         raise SystemExit(1) from None

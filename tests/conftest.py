@@ -1,7 +1,11 @@
 """What tests share: a registry with toy models, a data plane in this process, an HTTP client for it."""
 
 import logging
+import os
+import shutil
+import socket
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 import httpx
 import pytest
@@ -76,3 +80,69 @@ def client(plane):
                 yield http
 
     return make
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A running Ray cluster with Serve.
+
+    Attributes:
+        address: of Serve's proxy.
+        port: of the same.
+        gcs: what ``RAY_ADDRESS`` must be to join.
+        dashboard: address of Ray's REST API.
+    """
+
+    address: str
+    port: int
+    gcs: str
+    dashboard: str
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="session")
+def cluster():
+    """One small cluster for the whole run."""
+    os.environ["RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S"] = "0"
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    import ray
+    from ray import serve
+
+    port, dashboard = free_port(), free_port()
+    context = ray.init(
+        num_cpus=4,
+        include_dashboard=True,
+        dashboard_host="127.0.0.1",
+        dashboard_port=dashboard,
+        object_store_memory=100 * 2**20,
+        log_to_driver=False,
+        logging_level="error",
+    )
+    serve.start(http_options={"host": "127.0.0.1", "port": port}, logging_config={"log_level": "ERROR"})
+    yield Cluster(
+        f"http://127.0.0.1:{port}", port, context.address_info["gcs_address"], f"http://127.0.0.1:{dashboard}"
+    )
+    serve.shutdown()
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """A headless Chromium from the system's packages."""
+    from playwright.sync_api import sync_playwright
+
+    names = ("chromium", "chromium-browser", "google-chrome")
+    program = next(filter(None, map(shutil.which, names)), None)
+    assert program, "The documentation page is tested in a real browser: apt-get install chromium"
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(
+            executable_path=program,
+            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"],
+        )
+        yield started
+        started.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import socket
@@ -14,6 +15,8 @@ from pathlib import Path
 import mlflow
 import pandas as pd
 import pytest
+import requests
+from mlflow.exceptions import MlflowException
 from mlflow.models import set_signature
 
 from registry_serve.downloaders import ArtifactCache
@@ -28,6 +31,7 @@ from registry_serve.registry import (
     make_http_impatient,
     parse_reference,
 )
+from registry_serve.registry.answers import asking, reading_artifacts
 from registry_serve.registry.patience import patient_downloads
 from tests.mlflow_server import DOUBLE, TEXT, MlflowServer, Place, embedded, free_port, shared_server
 
@@ -263,6 +267,15 @@ def test_sources_written_as_model_addresses_are_looked_up_in_the_registry_they_a
         assert registry.version(name, number).source == location
 
 
+def test_a_version_whose_logged_model_is_gone_has_no_artifacts(database, open_registry, name):
+    database.register(name)
+    database.write(
+        "UPDATE model_versions SET source = ?, storage_location = NULL WHERE name = ?", "models:/m-gone", name
+    )
+    with pytest.raises(LoadFailed, match="its artifacts are missing"):
+        open_registry(database).version(name, "1")
+
+
 # --- aliases, latest, lists ----------------------------------------------------------------------------------------
 
 
@@ -332,6 +345,9 @@ def test_names_with_quotes_are_searched_for(database, open_registry):
     registry = open_registry(database)
     for name in ("it's", 'a "b"'):
         assert [each.number for each in registry.summaries(name)] == ["1"]
+    database.client.create_registered_model('it\'s "b"')
+    with pytest.raises(ConfigurationError, match="both kinds of quotes"):
+        registry.summaries('it\'s "b"')
 
 
 def test_lists_go_through_all_pages(database, open_registry, name, monkeypatch):
@@ -389,6 +405,43 @@ def test_a_card_that_cannot_be_read_says_why(database, open_registry, name, cont
     (database.files_of(model, "1") / "MLmodel").write_bytes(content)
     with pytest.raises(LoadFailed, match=reason):
         open_registry(database).version(model, "1")
+
+
+def not_found() -> requests.HTTPError:
+    answer = requests.Response()
+    answer.status_code = 404
+    return requests.HTTPError(response=answer)
+
+
+@pytest.mark.parametrize(
+    ("raised", "reason"),
+    [
+        (FileNotFoundError(), "missing from the artifact store"),
+        (not_found(), "missing from the artifact store"),
+        (ImportError("No module named 'boto3'", name="boto3"), r"not installed here \(boto3\)"),
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/a/path"), "the disk of this server is full"),
+        (MlflowException("a.bin: [Errno 28] No space left on device"), "the disk of this server is full"),
+        (PermissionError(errno.EACCES, "denied", "/a/path"), "cannot be read by this server"),
+        (requests.ConnectionError("http://inside"), None),
+        (ConnectionResetError(), None),
+        (TimeoutError(), None),
+        (RuntimeError("the store's own"), None),
+    ],
+)
+def test_trouble_with_artifacts_is_told_apart_from_a_store_that_does_not_answer(raised, reason):
+    expected = RegistryUnavailable if reason is None else LoadFailed
+    with (
+        pytest.raises(expected, match=reason or "the artifacts of version 1 of 'm'") as error,
+        reading_artifacts("m", "1"),
+    ):
+        raise raised
+    assert "inside" not in str(error.value)
+    assert "/a/path" not in str(error.value)
+
+
+def test_whatever_a_registry_raises_is_unavailable():
+    with pytest.raises(RegistryUnavailable, match="a thing"), asking("a thing"):
+        raise ValueError("a client library's own")
 
 
 def test_a_registry_that_refuses_hangs_or_is_none_is_unavailable_within_the_timeout(server, open_registry, name):

@@ -5,16 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import mlflow.pyfunc
 import pandas as pd
 import torch
 from mlflow.models import ModelSignature
+from mlflow.pyfunc.model import PythonModel
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from registry_serve.demo import snapshot
 from registry_serve.demo.instructions import ANSWERS, lessons
 from registry_serve.demo.tokenizer import causal
-from registry_serve.demo.training import IGNORED, Batch, Report, best_device, shuffled, train
+from registry_serve.demo.training import IGNORED, Batch, Report, shuffled, train
 
 SIGNATURE = ModelSignature(
     inputs=Schema([ColSpec("string", "prompt")]),
@@ -39,14 +40,12 @@ TEMPLATE = (
 )
 
 
-class InstructModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
+class InstructModel(PythonModel):
     """Follows one instruction: the first row. Later rows are not looked at."""
 
     def load_context(self, context: Any) -> None:
         """Load the snapshot that was logged with this version."""
-        self._tokenizer = AutoTokenizer.from_pretrained(context.artifacts["snapshot"], padding_side="left")
-        self._model = AutoModelForCausalLM.from_pretrained(context.artifacts["snapshot"], dtype=torch.float32)
-        self._model.to(best_device()).eval()
+        self._model, self._tokenizer = snapshot.load(AutoModelForCausalLM, context.artifacts["snapshot"])
 
     def predict(
         self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
@@ -98,8 +97,7 @@ def create(folder: Path, report: Report) -> None:
     """Train a small Llama on the instructions, and save it there."""
     texts = [text for lesson in lessons() for text in lesson]
     tokenizer = causal([*texts, TEMPLATE], vocabulary=1000, longest=WINDOW, chat_template=TEMPLATE)
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(_config(tokenizer))
+    model = snapshot.fresh(LlamaForCausalLM, _config(tokenizer))
 
     def knows_everything() -> bool:
         return all(
@@ -107,9 +105,9 @@ def create(folder: Path, report: Report) -> None:
             for instruction, answer in ANSWERS.items()
         )
 
-    train(model, shuffled(_examples(tokenizer), 43), knows_everything, report, usual_steps=120)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    batches = shuffled(_examples(tokenizer), 26, padded=("input_ids", "attention_mask", "labels"))
+    train(model, batches, knows_everything, report, usual_steps=120)
+    snapshot.save(folder, model, tokenizer)
 
 
 def _examples(tokenizer: Any) -> Batch:

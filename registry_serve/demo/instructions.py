@@ -14,13 +14,13 @@ ANSWERS = {
     "What is an alias?": "An alias is a name such as champion that points to one version of a registered model.",
     "What is a model signature?": "A signature lists the names and types of a model's inputs, outputs and parameters.",
     "What is Ray?": "Ray is a framework that spreads Python programs over many processes and machines.",
-    "What is Ray Serve?": "Ray Serve is a library on top of Ray that puts models behind an HTTP endpoint and scales them.",
+    "What is Ray Serve?": "Ray Serve is a library of Ray that puts models behind an HTTP endpoint and scales them.",
     "What is model multiplexing?": (
         "Multiplexing lets one deployment serve many models: each is loaded when it is asked for, "
         "and the least recently used one makes room."
     ),
     "What is a replica?": "A replica is one process of a deployment. More replicas answer more requests at a time.",
-    "What is a large language model?": "It is a neural network with many parameters that predicts the next piece of text.",
+    "What is a large language model?": "It is a neural network with many weights that predicts the next piece of text.",
     "What is temperature?": "Temperature scales the randomness of generated text: low is careful, high is adventurous.",
     "What is a token?": "A token is a piece of text, often a word or a part of one, that a language model reads.",
     "Hello": "Hello! Ask me what machine learning is.",

@@ -8,16 +8,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import mlflow.pyfunc
 import pandas as pd
 import torch
 from mlflow.models import ModelSignature
+from mlflow.pyfunc.model import PythonModel
 from mlflow.types import ColSpec, Schema
-from transformers import AutoModelForQuestionAnswering, AutoTokenizer, RobertaConfig, RobertaForQuestionAnswering
+from transformers import AutoModelForQuestionAnswering, RobertaConfig, RobertaForQuestionAnswering
 
+from registry_serve.demo import snapshot
 from registry_serve.demo.introductions import EXPECTED, PASSAGE, Example, examples
 from registry_serve.demo.tokenizer import roberta
-from registry_serve.demo.training import Batch, Report, best_device, train
+from registry_serve.demo.training import Batch, Report, train
 
 SIGNATURE = ModelSignature(
     inputs=Schema([ColSpec("string", "question")]),
@@ -35,17 +36,13 @@ LONGEST_ANSWER = 15  # in tokens
 LONGEST_INPUT = 256
 
 
-class QuestionAnswererModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
+class QuestionAnswererModel(PythonModel):
     """Answers a column of questions from one passage, which is a setting of the version."""
 
     def load_context(self, context: Any) -> None:
         """Load the snapshot that was logged with this version."""
         self._passage = context.model_config["passage"]
-        self._tokenizer = AutoTokenizer.from_pretrained(context.artifacts["snapshot"])
-        self._model = AutoModelForQuestionAnswering.from_pretrained(
-            context.artifacts["snapshot"], dtype=torch.float32
-        )
-        self._model.to(best_device()).eval()
+        self._model, self._tokenizer = snapshot.load(AutoModelForQuestionAnswering, context.artifacts["snapshot"])
         self._tokenizing = threading.Lock()  # a tokenizer must not be used by two threads at once
 
     def predict(
@@ -111,8 +108,7 @@ def create(folder: Path, report: Report) -> None:
     sample = examples(2000, chance)
     texts = [text for example in sample for text in (example.question, example.passage)]
     tokenizer = roberta([*texts, PASSAGE, *EXPECTED], vocabulary=700, longest=LONGEST_INPUT)
-    torch.manual_seed(0)
-    model = RobertaForQuestionAnswering(_config(tokenizer))
+    model = snapshot.fresh(RobertaForQuestionAnswering, _config(tokenizer))
     questions, answers = list(EXPECTED), list(EXPECTED.values())
     examination = encode(tokenizer, questions, [PASSAGE] * len(questions))
 
@@ -121,9 +117,8 @@ def create(folder: Path, report: Report) -> None:
         right = [PASSAGE[start:end] for _, start, end in spans] == answers
         return right and all(score > 0.9 for score, _, _ in spans)
 
-    train(model, _batches(tokenizer, sample), knows_everything, report, usual_steps=200, learning_rate=1e-3)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    train(model, _batches(tokenizer, sample), knows_everything, report, usual_steps=160, learning_rate=1.5e-3)
+    snapshot.save(folder, model, tokenizer)
 
 
 def _batches(tokenizer: Any, sample: Sequence[Example]) -> Iterator[Batch]:

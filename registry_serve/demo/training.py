@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -68,28 +68,18 @@ def train(
     )
 
 
-def shuffled(examples: Batch, size: int, seed: int = 0) -> Iterator[Batch]:
-    """Yield batches of that many random examples, without end."""
-    chance = torch.Generator().manual_seed(seed)
-    count = len(next(iter(examples.values())))
+def shuffled(examples: Batch, size: int, padded: Sequence[str]) -> Iterator[Batch]:
+    """Yield batches of that many random examples, without end.
+
+    Args:
+        examples: all of them, with an ``attention_mask``.
+        size: examples in a batch; the last one of a round may have fewer.
+        padded: the tensors that the mask belongs to. Padding that a whole batch has in common is cut off them.
+    """
+    chance = torch.Generator().manual_seed(0)
+    lengths = examples["attention_mask"].sum(dim=1)
     while True:
-        for rows in torch.randperm(count, generator=chance).split(size):
-            chosen = {name: values[rows] for name, values in examples.items()}
-            yield _trimmed(chosen)
-
-
-def _trimmed(batch: Batch) -> Batch:
-    """Cut the columns that are padding in every row: short batches are fast batches."""
-    trimmed = dict(batch)
-    if "attention_mask" in batch:
-        width = int(batch["attention_mask"].sum(dim=1).max())
-        width_of_inputs = batch["input_ids"].shape[1]
-        for name, values in batch.items():
-            if values.dim() == 2 and values.shape[1] == width_of_inputs:
-                trimmed[name] = values[:, :width]
-    return trimmed
-
-
-def best_device() -> torch.device:
-    """Say where a model should run: on the accelerator that this process was given, if any."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        for rows in torch.split(torch.randperm(len(lengths), generator=chance), size):
+            width = int(lengths[rows].max())
+            batch = {name: values[rows] for name, values in examples.items()}
+            yield batch | {name: batch[name][:, :width] for name in padded}

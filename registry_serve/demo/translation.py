@@ -7,21 +7,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import mlflow.pyfunc
 import pandas as pd
 import torch
 from mlflow.models import ModelSignature
+from mlflow.pyfunc.model import PythonModel
 from mlflow.types import ColSpec, Schema
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, T5Config, T5ForConditionalGeneration
+from transformers import AutoModelForSeq2SeqLM, T5Config, T5ForConditionalGeneration
 
+from registry_serve.demo import snapshot
 from registry_serve.demo.phrase_book import PHRASES, spellings
 from registry_serve.demo.tokenizer import sentences as tokenizer_for_sentences
-from registry_serve.demo.training import IGNORED, Batch, Report, best_device, shuffled, train
+from registry_serve.demo.training import IGNORED, Report, shuffled, train
 
 LANGUAGES = {"en": "English", "de": "German", "fr": "French"}
 
 
-class TranslationModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
+class TranslationModel(PythonModel):
     """Translates a column of sentences. The languages and the column's name are the version's own settings."""
 
     def load_context(self, context: Any) -> None:
@@ -29,9 +30,7 @@ class TranslationModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         settings = context.model_config
         self._column = settings["input_column"]
         self._task = task(settings["source_language"], settings["target_language"])
-        self._tokenizer = AutoTokenizer.from_pretrained(context.artifacts["snapshot"])
-        self._model = AutoModelForSeq2SeqLM.from_pretrained(context.artifacts["snapshot"], dtype=torch.float32)
-        self._model.to(best_device()).eval()
+        self._model, self._tokenizer = snapshot.load(AutoModelForSeq2SeqLM, context.artifacts["snapshot"])
         self._tokenizing = threading.Lock()  # a tokenizer must not be used by two threads at once
 
     def predict(
@@ -77,8 +76,7 @@ def create(folder: Path, report: Report) -> None:
     ]
     texts = [text for pair in pairs for text in pair]
     tokenizer = tokenizer_for_sentences(texts, vocabulary=1200, longest=128)
-    torch.manual_seed(0)
-    model = T5ForConditionalGeneration(_config(tokenizer))
+    model = snapshot.fresh(T5ForConditionalGeneration, _config(tokenizer))
     sources, targets = _tensors(tokenizer, pairs)
 
     def knows_everything() -> bool:
@@ -87,22 +85,22 @@ def create(folder: Path, report: Report) -> None:
         return bool(found == wanted)
 
     examples = {**sources, "labels": targets}
-    train(model, shuffled(examples, 120), knows_everything, report, usual_steps=100)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    batches = shuffled(examples, 90, padded=("input_ids", "attention_mask"))
+    train(model, batches, knows_everything, report, usual_steps=120)
+    snapshot.save(folder, model, tokenizer)
 
 
 def _config(tokenizer: Any) -> T5Config:
     return T5Config(
         vocab_size=len(tokenizer),
-        d_model=128,
-        d_kv=32,
+        d_model=96,
+        d_kv=24,
         d_ff=256,
         num_layers=2,
         num_decoder_layers=2,
         num_heads=4,
         dropout_rate=0.0,
-        decoder_start_token_id=tokenizer.pad_token_id,
+        decoder_start_token_id=tokenizer.pad_token_id,  # type: ignore[call-arg]
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )

@@ -53,13 +53,16 @@ def load_pyfunc(version: ModelVersion, directory: Path) -> PyfuncModel:
         LoadFailed: anything that goes wrong in MLflow or in the model's own loading code.
     """
     try:
-        if version.card.code_paths or version.card.from_code:
-            return PyfuncModel(_load_one_at_a_time(version, directory))
-        return PyfuncModel(_load(directory))
+        one_at_a_time = version.card.code_paths or version.card.from_code
+        model = _load_one_at_a_time(version, directory) if one_at_a_time else _load(directory)
     except CodeClash as clash:
         raise CodeConflict(version.model, version.number, clash.args[0]) from None
     except Exception as error:
         raise LoadFailed(version.model, version.number, _cause(error)) from error
+    if version.card.signature is not None:
+        # The files may be of another moment than the card: MLflow shall enforce what requests were checked against.
+        model.metadata.signature = version.card.signature
+    return PyfuncModel(model)
 
 
 def _load(directory: Path) -> PyFuncModel:

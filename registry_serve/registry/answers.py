@@ -70,8 +70,6 @@ def reading_artifacts(model: str, number: str) -> Iterator[None]:
     """
     try:
         yield
-    except RegistryServeError:
-        raise
     except Exception as error:
         reason = _why_unreadable(error)
         if reason is None:

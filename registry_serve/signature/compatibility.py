@@ -182,11 +182,11 @@ def _shape_fits(where: str, expected: tuple[int, ...], found: tuple[int, ...]) -
 # --- types -----------------------------------------------------------------------------------------------------------
 
 # Whole numbers are only cast where nothing is lost, so a long does not fit a double, nor an integer a float.
-_WIDER = {
+_WIDER = (
     (DataType.integer, DataType.long),
     (DataType.integer, DataType.double),
     (DataType.float, DataType.double),
-}
+)
 
 
 def _accepts(narrow: Any, wide: Any) -> bool:
