@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
@@ -17,6 +18,7 @@ from registry_serve.version import __version__
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False)
 console = Console()
+errors = Console(stderr=True, style="red", soft_wrap=True, highlight=False, markup=False)
 
 
 def _version(wanted: bool) -> None:
@@ -71,6 +73,7 @@ def _serve_demo(tracking_uri: str, models: list[str], port: int) -> None:
 
     from registry_serve.deployment import deployment_from_model_name
 
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     with console.status("Starting Ray Serve and loading the models"):
         ray.init(num_cpus=len(models) + 1, include_dashboard=False, log_to_driver=False, configure_logging=False)
         ray_serve.start(http_options={"host": "127.0.0.1", "port": port}, logging_config={"log_level": "ERROR"})
@@ -85,8 +88,8 @@ def _serve_demo(tracking_uri: str, models: list[str], port: int) -> None:
     except KeyboardInterrupt:
         console.print("Stopping.")
     finally:
-        ray_serve.shutdown()
-        ray.shutdown()  # type: ignore[no-untyped-call]
+        ray_serve.shutdown()  # type: ignore[no-untyped-call]
+        ray.shutdown()
 
 
 def _require_free(port: int) -> None:
@@ -121,5 +124,5 @@ def main() -> None:
     try:
         app()
     except RegistryServeError as error:
-        console.print(f"error: {error}", style="red", soft_wrap=True, highlight=False, markup=False)
+        errors.print(f"error: {error}")
         raise SystemExit(1) from None

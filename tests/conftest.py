@@ -17,6 +17,7 @@ from registry_serve.policies import CachePolicy, Limits, RegistryAddress, Versio
 from registry_serve.protocols.native import native_app
 from registry_serve.registry import Registry, Resolver
 from registry_serve.signature import Compatibility
+from tests.demo_builds import demo_history, demo_registry  # noqa: F401 - fixtures
 from tests.toys import Shelf
 
 logging.getLogger("mlflow").setLevel(logging.ERROR)

@@ -5,7 +5,9 @@ import json
 import threading
 import time
 
+import pandas as pd
 import pytest
+from mlflow.models import infer_signature
 
 from registry_serve.cache import VersionState
 from registry_serve.errors import (
@@ -240,7 +242,7 @@ async def test_closing_lets_requests_finish_and_refuses_new_ones(plane):
 
 async def test_a_default_that_cannot_answer_its_own_example_is_not_ready(plane, shelf):
     class Fails(Shout):
-        def predict(self, context, model_input, params=None):
+        def predict(self, context, model_input: pd.DataFrame, params=None):
             raise ValueError("no")
 
     version = shelf.log("fails", Fails("f"), signature=shelf_signature(), input_example={"prompt": "hello"})
@@ -288,7 +290,4 @@ async def test_the_description_says_which_versions_keep_the_contract(plane):
 
 
 def shelf_signature():
-    import pandas as pd
-    from mlflow.models import infer_signature
-
     return infer_signature(pd.DataFrame({"prompt": ["a"]}), pd.DataFrame({"text": ["a"]}))

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,59 +19,14 @@ from registry_serve.demo.introductions import PASSAGE
 from registry_serve.demo.phrase_book import PHRASES
 from registry_serve.demo.registry import is_complete
 from registry_serve.errors import ConfigurationError
+from tests.demo_builds import History
 
 pytestmark = pytest.mark.slow
 
 
-class Interrupted(Exception):
-    """Somebody pressed Ctrl-C."""
-
-
-class History:
-    """How the registry came about: what was reported, and MLflow's global addresses before and after."""
-
-    def __init__(self) -> None:
-        self.stages: dict[str, list[float]] = {}
-        self.complete_after_interruption: bool | None = None
-        self.registries: list[DemoRegistry] = []
-        self.before = addresses()
-        self.after: Any = None
-
-    def interrupt(self, stage: str, fraction: float) -> None:
-        if stage == "Training the translator":
-            raise Interrupted
-
-    def note(self, stage: str, fraction: float) -> None:
-        self.stages.setdefault(stage, []).append(fraction)
-
-
-def addresses() -> tuple[str, str, dict[str, str]]:
-    settings = {name: value for name, value in os.environ.items() if name.startswith("MLFLOW_")}
-    return mlflow.get_tracking_uri(), mlflow.get_registry_uri(), settings
-
-
 @pytest.fixture(scope="session")
-def history(tmp_path_factory: pytest.TempPathFactory) -> History:
-    """Build once in a folder with a space: first interrupted in its course, then by two builders at once."""
-    folder = tmp_path_factory.mktemp("demo") / "a registry"
-    history = History()
-    with pytest.raises(Interrupted):
-        build(folder, progress=history.interrupt)
-    history.complete_after_interruption = is_complete(folder, from_hub=False)
-    with ThreadPoolExecutor() as pool:
-        history.registries = list(pool.map(lambda note: build(folder, progress=note), [history.note] * 2))
-    history.after = addresses()
-    return history
-
-
-@pytest.fixture(scope="session")
-def registry(history: History) -> DemoRegistry:
-    return history.registries[0]
-
-
-@pytest.fixture(scope="session")
-def client(registry: DemoRegistry) -> mlflow.MlflowClient:
-    return mlflow.MlflowClient(registry.tracking_uri, registry.tracking_uri)
+def client(demo_registry: DemoRegistry) -> mlflow.MlflowClient:
+    return mlflow.MlflowClient(demo_registry.tracking_uri, demo_registry.tracking_uri)
 
 
 Load = Callable[[str, str], Any]
@@ -93,7 +46,7 @@ def load(client: mlflow.MlflowClient) -> Load:
 
 
 def translate(model: Any, sentences: list[str], column: str = "prompt") -> list[str]:
-    return [row["translation_text"] for row in model.predict(pd.DataFrame({column: sentences}))]
+    return [row["translation_text"] for row in model.predict(pd.DataFrame({column: sentences}, dtype=object))]
 
 
 def instruct(model: Any, prompts: list[str], **params: Any) -> str:
@@ -103,49 +56,54 @@ def instruct(model: Any, prompts: list[str], **params: Any) -> str:
     return text
 
 
-def test_an_interrupted_build_is_built_again(history: History) -> None:
-    assert history.complete_after_interruption is False
-    assert is_complete(history.registries[0].folder, from_hub=False)
+def test_an_interrupted_build_is_built_again(demo_history: History) -> None:
+    assert demo_history.complete_after_interruption is False
+    assert is_complete(demo_history.registries[0].folder, from_hub=False)
 
 
-def test_two_builders_at_once_make_one_registry(history: History, client: mlflow.MlflowClient) -> None:
-    assert history.registries[0] == history.registries[1]
+def test_two_builders_at_once_make_one_registry(demo_history: History, client: mlflow.MlflowClient) -> None:
+    assert demo_history.registries[0] == demo_history.registries[1]
     assert len(client.search_model_versions()) == 5
-    assert history.stages["Waiting for another build"] == [0.0, 1.0]
-    assert history.stages["Registering the models"].count(0.0) == 1
+    assert demo_history.stages["Waiting for another build"] == [0.0, 1.0]
+    assert demo_history.stages["Registering the models"].count(0.0) == 1
 
 
-def test_a_build_reports_its_stages(history: History) -> None:
+def test_a_build_reports_its_stages(demo_history: History) -> None:
     for stage in ("Training the translator", "Training the question answerer", "Training the language model"):
-        assert history.stages[stage] == sorted(history.stages[stage])
-        assert history.stages[stage][-1] == 1.0
+        assert demo_history.stages[stage] == sorted(demo_history.stages[stage])
+        assert demo_history.stages[stage][-1] == 1.0
 
 
-def test_a_build_leaves_the_addresses_of_mlflow_alone(history: History) -> None:
-    assert history.after == history.before
+def test_a_build_leaves_the_addresses_of_mlflow_alone(demo_history: History) -> None:
+    assert demo_history.after == demo_history.before
 
 
-def test_a_second_build_is_instant(registry: DemoRegistry) -> None:
-    marker = (registry.folder / "demo.json").stat().st_mtime_ns
+def test_a_second_build_is_instant(demo_registry: DemoRegistry) -> None:
+    marker = (demo_registry.folder / "demo.json").stat().st_mtime_ns
     started = time.perf_counter()
-    assert build(registry.folder) == registry
+    assert build(demo_registry.folder) == demo_registry
     assert time.perf_counter() - started < 1
-    assert (registry.folder / "demo.json").stat().st_mtime_ns == marker
+    assert (demo_registry.folder / "demo.json").stat().st_mtime_ns == marker
 
 
-def test_nothing_is_left_over(registry: DemoRegistry) -> None:
-    assert {path.name for path in registry.folder.iterdir()} == {"artifacts", "demo.json", "demo.lock", "mlflow.db"}
+def test_nothing_is_left_over(demo_registry: DemoRegistry) -> None:
+    assert {path.name for path in demo_registry.folder.iterdir()} == {
+        "artifacts",
+        "demo.json",
+        "demo.lock",
+        "mlflow.db",
+    }
 
 
-def test_a_registry_that_was_moved_is_not_complete(registry: DemoRegistry, tmp_path: Path) -> None:
-    shutil.copytree(registry.folder, tmp_path / "moved")
+def test_a_registry_that_was_moved_is_not_complete(demo_registry: DemoRegistry, tmp_path: Path) -> None:
+    shutil.copytree(demo_registry.folder, tmp_path / "moved")
     assert not is_complete(tmp_path / "moved", from_hub=False)
 
 
-def test_another_recipe_is_not_complete(registry: DemoRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not is_complete(registry.folder, from_hub=True)
+def test_another_recipe_is_not_complete(demo_registry: DemoRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not is_complete(demo_registry.folder, from_hub=True)
     monkeypatch.setattr("importlib.metadata.version", lambda package: "0")
-    assert not is_complete(registry.folder, from_hub=False)
+    assert not is_complete(demo_registry.folder, from_hub=False)
 
 
 @pytest.mark.parametrize("name", ["mlflow.db", "artifacts"])
@@ -169,28 +127,30 @@ def test_a_missing_library_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_failure_of_the_builder_shows_its_last_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "hub.py").write_text("raise OSError('a broken installation')")
-    monkeypatch.setattr("sys.executable", "/bin/false")
-    with pytest.raises(RuntimeError, match="exit status 1"):
-        build(tmp_path)
+    script = tmp_path / "python"
+    script.write_text("#!/bin/sh\necho a broken installation >&2\nexit 1\n")
+    script.chmod(0o700)
+    monkeypatch.setattr("sys.executable", str(script))
+    with pytest.raises(RuntimeError, match=r"exit status 1\)\.\na broken installation"):
+        build(tmp_path / "demo")
 
 
 def test_an_unreachable_hub_costs_nothing(
-    registry: DemoRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    demo_registry: DemoRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     with pytest.raises(ConfigurationError, match="google-t5/t5-base cannot be downloaded"):
-        build(registry.folder, from_hub=True)
-    assert is_complete(registry.folder, from_hub=False)
+        build(demo_registry.folder, from_hub=True)
+    assert is_complete(demo_registry.folder, from_hub=False)
 
 
-def test_the_registry_holds_what_it_says(registry: DemoRegistry, client: mlflow.MlflowClient) -> None:
+def test_the_registry_holds_what_it_says(demo_registry: DemoRegistry, client: mlflow.MlflowClient) -> None:
     found: dict[str, tuple[str, ...]] = {}
     for version in client.search_model_versions(order_by=["version_number ASC"]):
         assert version.status == "READY"
         found[version.name] = (*found.get(version.name, ()), str(version.version))
-    assert found == dict(registry.versions)
+    assert found == dict(demo_registry.versions)
 
 
 def test_the_aliases_and_the_tag_are_set(client: mlflow.MlflowClient) -> None:
@@ -226,7 +186,7 @@ def test_the_aliases_and_the_tag_are_set(client: mlflow.MlflowClient) -> None:
 def test_the_signatures_are_explicit_and_an_example_is_stored(
     client: mlflow.MlflowClient, model: str, version: str, inputs: Any, outputs: Any, params: Any
 ) -> None:
-    folder = Path(client.get_model_version_download_uri(model, version).removeprefix("file://").replace("%20", " "))
+    folder = Path(mlflow.artifacts.download_artifacts(client.get_model_version_download_uri(model, version)))
     stored = Model.load(str(folder))
     signature = stored.signature
     assert {column.name: column.type.name for column in signature.inputs} == inputs
@@ -282,7 +242,7 @@ def test_a_question_without_an_answer_gets_a_low_score(load: Load) -> None:
 def test_an_answerer_takes_any_text(load: Load) -> None:
     model = load("question_answerer", "1")
     assert len(model.predict(pd.DataFrame({"question": ["", "Ελληνικά 😀"]}))) == 2
-    assert model.predict(pd.DataFrame({"question": []}, dtype=str)) == []
+    assert model.predict(pd.DataFrame({"question": []}, dtype=object)) == []
 
 
 def test_an_instruction_is_answered(load: Load) -> None:

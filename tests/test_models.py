@@ -56,7 +56,7 @@ class Speaks(mlflow.pyfunc.PythonModel):
     def __init__(self, module):
         self.module = module
 
-    def predict(self, context, model_input, params=None):
+    def predict(self, context, model_input: pd.DataFrame, params=None):
         import importlib
 
         return [importlib.import_module(f"{self.module}.words").WORD]
@@ -110,7 +110,7 @@ MODEL_FROM_CODE = """
     from mlflow.pyfunc import PythonModel
 
     class Told(PythonModel):
-        def predict(self, context, model_input, params=None):
+        def predict(self, context, model_input: pd.DataFrame, params=None):
             return ["{word}"]
 
     time.sleep(0.3)
@@ -147,7 +147,7 @@ def test_a_file_that_sets_no_model_does_not_answer_as_the_last_one(load, shelf, 
         from mlflow.pyfunc import PythonModel
 
         class Forgets(PythonModel):
-            def predict(self, context, model_input, params=None):
+            def predict(self, context, model_input: pd.DataFrame, params=None):
                 return ["forgets"]
 
         if "SETS_NO_MODEL" not in os.environ:

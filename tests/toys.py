@@ -29,7 +29,7 @@ class Shout(PythonModel):
                 file.write(f"load {self.tag}\n")
         time.sleep(self.load_s)
 
-    def predict(self, context, model_input, params=None):
+    def predict(self, context, model_input: pd.DataFrame, params=None):
         values = model_input[self.column].tolist()
         for value in values:
             self.obey(value)
@@ -59,7 +59,7 @@ class Broken(PythonModel):
                 file.write("load broken\n")
         raise RuntimeError("a secret in /srv/weights")
 
-    def predict(self, context, model_input, params=None):
+    def predict(self, context, model_input: pd.DataFrame, params=None):
         return None
 
 
@@ -69,14 +69,14 @@ class Constant(PythonModel):
     def __init__(self, value):
         self.value = value
 
-    def predict(self, context, model_input, params=None):
+    def predict(self, context, model_input: pd.DataFrame, params=None):
         return self.value
 
 
 class WithParams(PythonModel):
     """Answers with the params it got."""
 
-    def predict(self, context, model_input, params=None):
+    def predict(self, context, model_input: pd.DataFrame, params=None):
         return [{"text": json.dumps(params, sort_keys=True)} for _ in range(len(model_input))]
 
 

@@ -80,14 +80,16 @@ def respond(tokenizer: Any, model: Any, instruction: str, *, temperature: float,
     room = model.config.max_position_embeddings - length
     if room < 1:
         raise ValueError(f"the prompt has {length} tokens, and the model can look back on {length + room} at the most")
-    # Qwen's own defaults sample from the best few only; every setting is given, so that none is a surprise.
-    choice = {"temperature": float(temperature), "top_k": 0, "top_p": 1.0} if temperature > 0 else {}
+    # A model brings settings of its own for sampling: all are replaced, so that temperature alone decides.
+    sampling: dict[str, Any] = {"temperature": None, "top_k": None, "top_p": None}
+    if temperature > 0:
+        sampling = {"temperature": float(temperature), "top_k": 0, "top_p": 1.0}
     tokens = model.generate(
         **prompt,
         do_sample=temperature > 0,
         max_new_tokens=min(max_tokens, room),
         pad_token_id=tokenizer.pad_token_id,
-        **choice,
+        **sampling,
     )
     text: str = tokenizer.decode(tokens[0, length:], skip_special_tokens=True)
     return text

@@ -1,0 +1,128 @@
+"""The documentation is complete and true: settings, errors, links, and the README's own lines."""
+
+import inspect
+import json
+import re
+import shlex
+import subprocess
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import requests
+from ray import serve
+
+from registry_serve import AppArgs, Limits, deployment_from_model_name
+from registry_serve.signature import Compatibility
+from tests.test_api import tree
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def section(page, title):
+    text = (ROOT / "docs" / page).read_text()
+    return text.split(f"## {title}\n")[1].split("\n## ")[0]
+
+
+def test_every_argument_is_described_with_its_default():
+    described = section("configuration.md", "deployment_from_model_name")
+    for name, parameter in inspect.signature(deployment_from_model_name).parameters.items():
+        row = next((line for line in described.splitlines() if line.startswith(f"| `{name}` |")), None)
+        assert row, f"docs/configuration.md says nothing about {name}"
+        default = parameter.default
+        if isinstance(default, (int, str)) and default is not inspect.Parameter.empty:
+            shown = default.value if isinstance(default, Compatibility) else default
+            assert f"`{json.dumps(shown)}`" in row
+
+
+def test_every_argument_of_the_app_is_described():
+    described = section("configuration.md", "`registry_serve:app`")
+    for name in AppArgs.model_fields:
+        assert f"`{name}`" in described
+
+
+def test_every_limit_is_described_with_its_default():
+    described = section("configuration.md", "Limits")
+    for field in fields(Limits):
+        assert f"| `{field.name}` | {field.default:g} |".replace("1.67772e+07", "16777216") in described
+
+
+def test_every_error_code_is_described():
+    described = (ROOT / "docs" / "errors.md").read_text()
+    for error in tree():
+        assert f"`{error.code}`" in described
+        if error.status != 500 or f"| 500 | `{error.code}`" in described:
+            assert f"| {error.status} | `{error.code}` |" in described
+
+
+def test_every_invariants_test_exists():
+    sources = "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
+    named = re.findall(r"`(test_\w+)`", (ROOT / "docs" / "architecture.md").read_text())
+    assert len(named) > 8
+    assert [name for name in named if f"def {name}(" not in sources] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
+        if not target.startswith("http"):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_changelog_and_the_version_agree():
+    from registry_serve import __version__
+
+    changelog = (ROOT / "CHANGELOG.md").read_text()
+    assert "## [Unreleased]" in changelog or f"## [{__version__}]" in changelog
+
+
+# --- the tour --------------------------------------------------------------------------------------------------------
+
+COMMAND = re.compile(r"^\$ (curl .*)\n((?:(?!\$ ).*\n)*?)(?:\n|```)", re.MULTILINE)
+
+
+def tour():
+    text = (ROOT / "README.md").read_text().split("## The tour")[1].split("\n## ")[0]
+    return COMMAND.findall(text)
+
+
+@pytest.fixture(scope="module")
+def demo(cluster, demo_registry):
+    """The demo, served as ``make demo`` does it, with less of each CPU."""
+    for model in demo_registry.versions:
+        prefix = "/" if model == "translation_model" else f"/{model}"
+        deployment = deployment_from_model_name(model, tracking_uri=demo_registry.tracking_uri)
+        deployment = deployment.options(ray_actor_options={"num_cpus": 0.5})
+        serve.run(deployment.bind(), name=model, route_prefix=prefix)
+    yield cluster.address
+    for model in demo_registry.versions:
+        serve.delete(model)
+
+
+@pytest.mark.cluster
+@pytest.mark.slow
+@pytest.mark.parametrize(("command", "printed"), tour(), ids=lambda text: text[-30:])
+def test_the_readmes_tour_prints_what_it_says(demo, command, printed):
+    words = shlex.split(command.replace("http://127.0.0.1:8000", demo))
+    answered = json.loads(subprocess.run([*words, "-s"], capture_output=True, check=True, timeout=60).stdout)
+    shortened = re.sub(r"\s*\n\s*", " ", printed.strip())
+    if "..." not in shortened:
+        expected = json.loads(shortened)
+        for one, other in zip(answered, expected, strict=True):
+            one.pop("score", None), other.pop("score", None)  # the last digits differ between machines
+        assert answered == expected
+        return
+    for part in re.split(r",? ?\.\.\.,?\s*", shortened):
+        for member in re.findall(r'"\w+":"[^"]*"', part):
+            name, value = json.loads("{" + member + "}").popitem()
+            assert value in json.dumps(answered), name
+
+
+@pytest.mark.cluster
+@pytest.mark.slow
+def test_the_tour_is_long_enough_and_its_pages_are_there(demo):
+    assert len(tour()) == 6
+    assert requests.get(f"{demo}/docs", timeout=30).status_code == 200
+    versions = requests.get(f"{demo}/model", timeout=30).json()["versions"]
+    assert [each["compatible"] for each in versions] == [False, True, True]
