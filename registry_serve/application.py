@@ -6,6 +6,7 @@
 import json
 import logging
 import os
+from dataclasses import fields
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -34,6 +35,14 @@ def _from_json(value: Any) -> Any:
     return value
 
 
+def _limits(value: Any) -> Any:
+    value = _from_json(value)
+    unknown = value.keys() - {field.name for field in fields(Limits)} if isinstance(value, dict) else set()
+    if unknown:
+        raise ValueError(f"no such limit: {', '.join(sorted(unknown))}")
+    return value
+
+
 class AppArgs(BaseModel):
     """Arguments of ``app``, from ``serve run registry_serve:app NAME=VALUE ...`` or a config file's ``args``.
 
@@ -55,7 +64,7 @@ class AppArgs(BaseModel):
     )
     compatibility: Compatibility = Field(Compatibility.EXACT, description="'exact' or 'backward'.")
     max_models_per_replica: int = Field(2, description="Versions that stay loaded in each replica.")
-    limits: Annotated[Limits, BeforeValidator(_from_json)] = Field(
+    limits: Annotated[Limits, BeforeValidator(_limits)] = Field(
         default_factory=Limits, description="max_body_bytes, request_timeout_s, max_pending_requests."
     )
     title: str | None = Field(None, description="Title of the API's documentation.")

@@ -10,6 +10,9 @@ from registry_serve.errors import ConfigurationError, SignatureConflict, Signatu
 from registry_serve.registry import ModelVersion
 from registry_serve.signature import Compatibility, RequestSchema, differences
 
+# MLflow's chat models and agents take one conversation: of a frame, they read the first row.
+_ONE_REQUEST_AT_A_TIME = {f"mlflow.pyfunc.loaders.{name}" for name in ("chat_model", "chat_agent", "responses_agent")}
+
 
 @dataclass(frozen=True)
 class Contract:
@@ -45,9 +48,12 @@ class Contract:
             SignatureMissing: it was logged without a signature.
             SignatureUnsupported: a type of its signature has no JSON form.
         """
-        if version.card.signature is None:
+        card = version.card
+        if card.signature is None:
             raise SignatureMissing(version.model, version.number)
-        return RequestSchema(version.card.signature, from_type_hint=version.card.from_type_hint)
+        return RequestSchema(
+            card.signature, from_type_hint=card.from_type_hint, one_row=card.flavor in _ONE_REQUEST_AT_A_TIME
+        )
 
     def differences(self, version: ModelVersion) -> list[Mapping[str, Any]]:
         """Return what breaks the contract in a version, ready for JSON; an empty list if nothing does."""

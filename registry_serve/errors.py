@@ -36,24 +36,33 @@ from typing import Any, ClassVar
 
 
 class RegistryServeError(Exception):
-    """The root of the tree.
+    """The root of the tree. ``args`` are the values of ``fields``, in that order.
 
     Attributes:
         status: the HTTP status it is answered with.
         code: a stable word for programs and alerts.
         title: the same for people, equal for all errors of one class.
         retry_after: seconds after which trying again makes sense, sent as ``Retry-After``.
+        fields: names of the arguments.
+        sentence: what happened and what to do next, with places for the arguments.
     """
 
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal_error"
     title: ClassVar[str] = "Internal error"
     retry_after: ClassVar[int | None] = None
+    fields: ClassVar[tuple[str, ...]] = ("detail",)
+    sentence: ClassVar[str] = "{detail}"
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The arguments by name."""
+        return dict(zip(self.fields, self.args, strict=False))
 
     @property
     def detail(self) -> str:
-        """What happened and what to do next, in a sentence or two."""
-        return str(self.args[0]) if self.args else self.title
+        """The sentence that a client reads."""
+        return self.sentence.format(**self.given) if len(self.args) >= len(self.fields) else self.title
 
     @property
     def members(self) -> Mapping[str, Any]:
@@ -65,63 +74,62 @@ class RegistryServeError(Exception):
         return self.detail
 
 
+# --- raised where a deployment is built or started -------------------------------------------------------------------
+
+
 class ConfigurationError(RegistryServeError):
-    """The deployment cannot be built as asked. ``args``: detail."""
+    """The deployment cannot be built as asked."""
 
     code = "configuration_error"
     title = "The deployment is misconfigured"
 
 
 class SignatureMissing(ConfigurationError):
-    """``args``: model name, version."""
+    """There is no API to generate."""
 
     code = "signature_missing"
     title = "The model version has no signature"
-
-    @property
-    def detail(self) -> str:
-        model, version = self.args
-        return (
-            f"Version {version} of {model!r} was logged without a signature, so there is no API to generate. "
-            "Log it again with input_example=... (MLflow then infers the signature) or with "
-            "signature=mlflow.models.infer_signature(inputs, outputs), and serve the new version."
-        )
+    fields = ("model", "version")
+    sentence = (
+        "Version {version} of {model!r} was logged without a signature, so there is no API to generate. "
+        "Log it again with input_example=... (MLflow then infers the signature) or with "
+        "signature=mlflow.models.infer_signature(inputs, outputs), and serve the new version."
+    )
 
 
 class SignatureUnsupported(ConfigurationError):
-    """A type of the signature has no JSON form. ``args``: detail."""
+    """A type of the signature has no JSON form."""
 
     code = "signature_unsupported"
     title = "The model's signature cannot be served as JSON"
 
 
 class WarmUpFailed(RegistryServeError):
-    """The default version cannot answer its own input example, so the replica is not ready. ``args``: detail."""
+    """The default version cannot answer its own input example, so the replica is not ready."""
 
     code = "warm_up_failed"
     title = "The model cannot answer its own input example"
 
 
+# --- the client's ----------------------------------------------------------------------------------------------------
+
+
 class MalformedJSON(RegistryServeError):
-    """``args``: reason, line, column (both counted from 1; 0 where unknown)."""
+    """``line`` and ``column`` are counted from 1; 0 where unknown."""
 
     status = 400
     code = "malformed_json"
     title = "The body is not JSON"
-
-    @property
-    def detail(self) -> str:
-        reason, line, column = self.args
-        return f"The body is not JSON: {reason} at line {line}, column {column}."
+    fields = ("reason", "line", "column")
+    sentence = "The body is not JSON: {reason} at line {line}, column {column}."
 
     @property
     def members(self) -> Mapping[str, Any]:
-        _, line, column = self.args
-        return {"position": {"line": line, "column": column}}
+        return {"position": {"line": self.given["line"], "column": self.given["column"]}}
 
 
 class VersionReferenceConflict(RegistryServeError):
-    """Header and path, or the two spellings of the header, ask for different versions. ``args``: detail."""
+    """Header and path, or the two spellings of the header, ask for different versions."""
 
     status = 400
     code = "version_reference_conflict"
@@ -129,139 +137,125 @@ class VersionReferenceConflict(RegistryServeError):
 
 
 class Unauthenticated(RegistryServeError):
-    """``args``: none."""
+    """There are keys, and none of them came."""
 
     status = 401
     code = "unauthenticated"
     title = "API key missing or wrong"
-
-    @property
-    def detail(self) -> str:
-        return "Send a valid API key as 'Authorization: Bearer KEY'."
+    fields = ()
+    sentence = "Send a valid API key as 'Authorization: Bearer KEY'."
 
 
 class VersionForbidden(RegistryServeError):
-    """``args``: model name, version, what the policy allows."""
+    """The version exists."""
 
     status = 403
     code = "version_forbidden"
     title = "The version is not allowed here"
-
-    @property
-    def detail(self) -> str:
-        model, version, allowed = self.args
-        return f"Version {version} of {model!r} may not be served by this deployment, which allows {allowed}."
+    fields = ("model", "version", "allowed")
+    sentence = "Version {version} of {model!r} may not be served by this deployment, which allows {allowed}."
 
 
 class ForeignOrigin(RegistryServeError):
-    """``args``: none."""
+    """A browser sent it from another site's page."""
 
     status = 403
     code = "foreign_origin"
     title = "Requests from other sites are refused"
-
-    @property
-    def detail(self) -> str:
-        return "The Origin header names another site than the one this request was sent to."
+    fields = ()
+    sentence = "The Origin header names another site than the one this request was sent to."
 
 
 class ModelNotFound(RegistryServeError):
-    """``args``: model name."""
+    """The registry answers, and knows no such model."""
 
     status = 404
     code = "model_not_found"
     title = "No such registered model"
-
-    @property
-    def detail(self) -> str:
-        return f"The registry has no registered model {self.args[0]!r}."
+    fields = ("model",)
+    sentence = "The registry has no registered model {model!r}."
 
 
 class VersionNotFound(RegistryServeError):
-    """``args``: model name, the reference that was asked for, references that exist (newest first)."""
+    """``available`` are references that exist: aliases, then numbers, newest first."""
 
     status = 404
     code = "version_not_found"
     title = "No such version"
+    fields = ("model", "reference", "available")
 
     @property
     def detail(self) -> str:
-        model, reference, available = self.args
-        named = ", ".join(available) if available else "none"
-        return f"{model!r} has no version or alias {reference!r}. Available: {named}."
+        named = ", ".join(self.given["available"]) or "none"
+        return "{model!r} has no version or alias {reference!r}. Available: ".format(**self.given) + f"{named}."
 
     @property
     def members(self) -> Mapping[str, Any]:
-        _, reference, available = self.args
-        return {"requested_version": reference, "available": list(available)}
+        return {"requested_version": self.given["reference"], "available": list(self.given["available"])}
 
 
 class SignatureConflict(RegistryServeError):
-    """``args``: model name, requested version, default version, differences (as JSON-ready mappings)."""
+    """``differences`` are mappings with ``where``, ``column``, ``kind``, ``expected``, ``found`` and ``message``."""
 
     status = 409
     code = "signature_conflict"
     title = "The version's signature breaks the contract"
+    fields = ("model", "requested", "default", "differences")
 
     @property
     def differences(self) -> Sequence[Mapping[str, Any]]:
-        """One mapping per difference, with ``where``, ``column``, ``expected``, ``found`` and a ``message``."""
-        differences: Sequence[Mapping[str, Any]] = self.args[3]
-        return differences
+        """What differs, ready for JSON."""
+        found: Sequence[Mapping[str, Any]] = self.given["differences"]
+        return found
 
     @property
     def detail(self) -> str:
-        model, requested, default, differences = self.args
-        reasons = "; ".join(difference["message"] for difference in differences)
-        return (
-            f"Version {requested} of {model!r} does not answer the API of version {default}, "
-            f"which this endpoint serves: {reasons}."
-        )
+        answers = "Version {requested} of {model!r} does not answer the API of version {default}".format(**self.given)
+        reasons = "; ".join(difference["message"] for difference in self.differences)
+        return f"{answers}, which this endpoint serves: {reasons}."
 
     @property
     def members(self) -> Mapping[str, Any]:
-        _, requested, default, differences = self.args
-        return {"requested_version": requested, "default_version": default, "differences": list(differences)}
+        versions = {"requested_version": self.given["requested"], "default_version": self.given["default"]}
+        return {**versions, "differences": list(self.differences)}
 
 
 class BodyTooLarge(RegistryServeError):
-    """``args``: limit in bytes."""
+    """``limit`` is in bytes."""
 
     status = 413
     code = "body_too_large"
     title = "The body is too large"
-
-    @property
-    def detail(self) -> str:
-        return f"The body is larger than the limit of {self.args[0]} bytes. Send fewer rows per request."
+    fields = ("limit",)
+    sentence = "The body is larger than the limit of {limit} bytes. Send fewer rows per request."
 
     @property
     def members(self) -> Mapping[str, Any]:
-        return {"limit_bytes": self.args[0]}
+        return {"limit_bytes": self.given["limit"]}
 
 
 class InvalidRequest(RegistryServeError):
-    """``args``: list of ``{"location": [...], "message": ...}``, without the offending values."""
+    """``faults`` is a list of ``{"location": [...], "message": ...}``, without the offending values."""
 
     status = 422
     code = "invalid_request"
     title = "The body does not fit the model's signature"
+    fields = ("faults",)
 
     #: How many faults are named at the most: a body of a million wrong rows gets a short answer.
     MOST_ERRORS: ClassVar[int] = 20
 
     @property
     def errors(self) -> Sequence[Mapping[str, Any]]:
-        """The faults, each at its place in the body."""
-        errors: Sequence[Mapping[str, Any]] = self.args[0]
+        """The first faults, each at its place in the body."""
+        errors: Sequence[Mapping[str, Any]] = self.given["faults"]
         return errors[: self.MOST_ERRORS]
 
     @property
     def detail(self) -> str:
-        first = self.errors[0]
+        first, count = self.errors[0], len(self.given["faults"])
         place = ".".join(str(step) for step in first["location"])
-        more = f" (and {len(self.args[0]) - 1} more)" if len(self.args[0]) > 1 else ""
-        return f"{place or 'The body'} {first['message']}{more}."
+        return f"{place or 'The body'} {first['message']}{f' (and {count - 1} more)' if count > 1 else ''}."
 
     @property
     def members(self) -> Mapping[str, Any]:
@@ -269,102 +263,87 @@ class InvalidRequest(RegistryServeError):
 
 
 class TooManyRequests(RegistryServeError):
-    """``args``: how many requests may be pending on one replica."""
+    """``limit`` is how many requests may be pending on one replica."""
 
     status = 429
     code = "too_many_requests"
     title = "Too many requests are waiting"
     retry_after = 1
+    fields = ("limit",)
+    sentence = "There are already {limit} requests pending on this replica. Try again shortly."
 
-    @property
-    def detail(self) -> str:
-        return f"{self.args[0]} requests are already pending on this replica. Try again shortly."
+
+# --- the server's ----------------------------------------------------------------------------------------------------
 
 
 class PredictionFailed(RegistryServeError):
-    """The model raised, or answered something without a JSON form. ``args``: model name, version, what happened."""
+    """The model raised, or answered something without a JSON form."""
 
     code = "prediction_failed"
     title = "The model failed"
-
-    @property
-    def detail(self) -> str:
-        model, version, happened = self.args
-        return f"Version {version} of {model!r} {happened}. The server's log has the cause under this request id."
+    fields = ("model", "version", "happened")
+    sentence = "Version {version} of {model!r} {happened}. The server's log has the cause under this request id."
 
 
 class LoadFailed(RegistryServeError):
-    """``args``: model name, version, what happened."""
+    """``happened`` goes into a sentence."""
 
     code = "load_failed"
     title = "The version cannot be loaded"
-
-    @property
-    def detail(self) -> str:
-        model, version, happened = self.args
-        return f"Version {version} of {model!r} cannot be loaded: {happened}."
+    fields = ("model", "version", "happened")
+    sentence = "Version {version} of {model!r} cannot be loaded: {happened}."
 
 
 class CodeConflict(LoadFailed):
-    """``args``: model name, version, the module's name."""
+    """``module`` is the name that two versions bring different code under."""
 
     code = "code_conflict"
     title = "The version's Python code clashes with another version's"
-
-    @property
-    def detail(self) -> str:
-        model, version, module = self.args
-        return (
-            f"Version {version} of {model!r} cannot be loaded here: it brings a Python module {module!r} (code_paths), "
-            "and this replica has already imported other code under that name. "
-            "Serve it from a deployment of its own."
-        )
+    fields = ("model", "version", "module")
+    sentence = (
+        "Version {version} of {model!r} cannot be loaded here: it brings a Python module {module!r} (code_paths), "
+        "and this replica has already imported other code under that name. Serve it from a deployment of its own."
+    )
 
 
 class RegistryUnavailable(RegistryServeError):
-    """``args``: what was asked of the registry."""
+    """``question`` is what was asked of the registry."""
 
     status = 503
     code = "registry_unavailable"
     title = "The model registry does not answer"
     retry_after = 5
-
-    @property
-    def detail(self) -> str:
-        return f"The model registry does not answer ({self.args[0]}). Versions already loaded keep answering."
+    fields = ("question",)
+    sentence = "The model registry does not answer ({question}). Versions already loaded keep answering."
 
 
 class VersionLoading(RegistryServeError):
-    """``args``: model name, version, seconds waited."""
+    """``seconds`` is how long the caller waited."""
 
     status = 503
     code = "version_loading"
     title = "The version is still loading"
     retry_after = 5
-
-    @property
-    def detail(self) -> str:
-        model, version, seconds = self.args
-        return f"Version {version} of {model!r} is still loading after {seconds:g} s. It goes on loading: try again."
+    fields = ("model", "version", "seconds")
+    sentence = "Version {version} of {model!r} is still loading after {seconds:g} s. It goes on loading: try again."
 
 
 class Draining(RegistryServeError):
-    """``args``: none."""
+    """Another replica will answer."""
 
     status = 503
     code = "draining"
     title = "This replica is shutting down"
     retry_after = 1
+    fields = ()
+    sentence = "This replica is shutting down. Try again: another one answers."
 
 
 class PredictionTimeout(RegistryServeError):
-    """``args``: model name, version, limit in seconds."""
+    """``seconds`` is the limit."""
 
     status = 504
     code = "prediction_timeout"
     title = "The model took too long"
-
-    @property
-    def detail(self) -> str:
-        model, version, seconds = self.args
-        return f"Version {version} of {model!r} did not answer within {seconds:g} s."
+    fields = ("model", "version", "seconds")
+    sentence = "Version {version} of {model!r} did not answer within {seconds:g} s."

@@ -43,9 +43,10 @@ def plane(shelf):
         max_models=2,
         load=None,
         start=True,
+        uri=None,
         **limits,
     ):
-        address = RegistryAddress(shelf.uri)
+        address = RegistryAddress(uri or shelf.uri, timeout_s=3.0)
         registry = Registry(address)
         version = registry.version(model, default)
         policy = VersionPolicy.of(versions)

@@ -291,8 +291,9 @@ def test_app_chooses_the_model_that_is_meant(shelf, tmp_path, monkeypatch):
         assert named() == "toy"
     finally:
         shelf.client.delete_registered_model_tag("toy", "registry_serve.default")
-    with pytest.raises(ValueError, match="nonsense"):
-        AppArgs(nonsense=1)
+    for wrong in ({"nonsense": 1}, {"limits": '{"nonsense": 1}'}, {"compatibility": "loose"}):
+        with pytest.raises(ValueError, match=r"nonsense|exact"):
+            AppArgs(**wrong)
 
 
 def run_until_served(command, check, environment):

@@ -29,6 +29,7 @@ from mlflow.types.schema import (
     Schema,
     TensorSpec,
 )
+from pydantic_core import from_json, to_json
 
 from registry_serve.errors import InvalidRequest, MalformedJSON
 from registry_serve.signature import RequestSchema, answer
@@ -61,7 +62,7 @@ class Endpoint:
     def from_json(self, body):
         request = self.schema.parse(json.dumps(body).encode())
         prediction = self.model.predict(self.schema.inputs.data(request.rows), params=request.params)
-        return SEEN["input"], answer(prediction, request.count, None)
+        return SEEN["input"], from_json(to_json(answer(prediction, request.count, None)), allow_inf_nan=False)
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import mlflow
 import mlflow.models.model
 import pandas as pd
 import pytest
+from mlflow.types.llm import ChatCompletionResponse
 from pydantic import BaseModel
 
 from registry_serve.errors import CodeConflict, LoadFailed
@@ -107,6 +108,7 @@ def log_from_code(shelf, tmp_path, name, source):
 MODEL_FROM_CODE = """
     import time
     import mlflow
+    import pandas as pd
     from mlflow.pyfunc import PythonModel
 
     class Told(PythonModel):
@@ -144,6 +146,7 @@ def test_a_file_that_sets_no_model_does_not_answer_as_the_last_one(load, shelf, 
     forgets = """
         import os
         import mlflow
+        import pandas as pd
         from mlflow.pyfunc import PythonModel
 
         class Forgets(PythonModel):
@@ -200,3 +203,21 @@ async def test_a_version_without_a_python_function_is_a_conflict(plane):
     async with plane(start=False) as made:
         other = replace(made.contract.default, card=replace(made.contract.default.card, flavor=None))
         assert "python_function" in made.contract.differences(other)[0]["message"]
+
+
+class Chat(mlflow.pyfunc.ChatModel):
+    """Answers with what it was told last."""
+
+    def predict(self, context, messages, params):
+        said = {"role": "assistant", "content": f"{messages[-1].content} at {params.temperature}"}
+        return ChatCompletionResponse.from_dict({"choices": [{"index": 0, "message": said}]})
+
+
+async def test_a_chat_model_takes_one_conversation_at_a_time(client, shelf):
+    number = shelf.log("chat", Chat(), input_example={"messages": [{"role": "user", "content": "hello"}]})
+    conversation = {"messages": [{"role": "user", "content": "hi"}], "temperature": 0.5}
+    async with client("chat", number) as http:
+        answered = await http.post("/serve", json=conversation)
+        assert answered.json()["choices"][0]["message"]["content"] == "hi at 0.5"
+        many = await http.post("/serve", json=[conversation, conversation])
+        assert (many.status_code, "one request at a time" in many.json()["detail"]) == (422, True)

@@ -94,12 +94,12 @@ def mlflow_at(uri):
 class Shelf:
     """A registry in a folder, and short ways to put models into it."""
 
-    def __init__(self, folder: Path, uri: str | None = None):
+    def __init__(self, folder: Path, uri: str | None = None, experiment: str = "toys"):
         self.folder = folder
         self.uri = uri or f"sqlite:///{folder / 'mlflow.db'}"
         self.client = mlflow.MlflowClient(tracking_uri=self.uri)
         artifacts = None if uri else (folder / "artifacts").as_uri()
-        self.experiment = self.client.create_experiment("toys", artifact_location=artifacts)
+        self.experiment = self.client.create_experiment(experiment, artifact_location=artifacts)
 
     def log(self, name, model, column="prompt", **options):
         """Register a model and return its version number."""

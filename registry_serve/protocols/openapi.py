@@ -111,6 +111,7 @@ def _predict(
     return {
         "operationId": operation,
         "summary": "Predict",
+        "tags": ["Predictions"],
         "parameters": parameters,
         "requestBody": {"required": True, "content": {"application/json": content}},
         "responses": {"200": answered, **_problems()},
@@ -131,7 +132,7 @@ def _get(operation: str, summary: str, *, unready: bool = False) -> dict[str, An
     responses: dict[str, Any] = {"200": {"description": summary, "content": {"application/json": {"schema": {}}}}}
     if unready:
         responses["503"] = {"description": "Not yet, or not any more"}
-    return {"operationId": operation, "summary": summary, "responses": responses}
+    return {"operationId": operation, "summary": summary, "tags": ["About"], "responses": responses}
 
 
 def _schemas(contract: Contract, schema: RequestSchema) -> dict[str, Any]:

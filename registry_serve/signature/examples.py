@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from registry_serve.errors import InvalidRequest
-from registry_serve.signature.inputs import NamedColumns
+from registry_serve.signature.rows import NamedColumns
 from registry_serve.signature.schema import RequestSchema
 
 

@@ -15,30 +15,16 @@ decides the form, so that one bad value gives one message at its place.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, ClassVar, Protocol
 
 from mlflow.models import ModelSignature
-from pydantic_core import SchemaValidator, ValidationError, core_schema
 
 from registry_serve.errors import InvalidRequest
-from registry_serve.signature.frames import Column, frame, rows_without_whole_number
+from registry_serve.signature.frames import Column
+from registry_serve.signature.rows import NamedColumns, Place, UnnamedColumn, UnnamedColumns, Values, fault
 from registry_serve.signature.tensors import Tensor, WrongTensor
-from registry_serve.signature.types import Form, Target, form_of
-
-Place = tuple[str | int, ...]
-
-_MESSAGES = {
-    "missing": "is required",
-    "extra_forbidden": "is not in the model's signature",
-    "dict_type": "must be an object",
-    "list_type": "must be an array",
-    "tuple_type": "must be an array",
-    "string_type": "must be a string",
-}
 
 
 class Inputs(Protocol):
@@ -92,201 +78,6 @@ def inputs_of(signature: ModelSignature, *, from_type_hint: bool) -> Inputs:
     if from_type_hint or not columns[0].scalar:
         return Values(columns[0], from_type_hint)
     return UnnamedColumn(columns[0])
-
-
-def check(validator: SchemaValidator, value: Any, place: Place) -> Any:
-    """Run a check; its errors come back at their place in the body, without the values.
-
-    Raises:
-        InvalidRequest: the value does not fit.
-    """
-    try:
-        return validator.validate_python(value)
-    except ValidationError as error:
-        faults = error.errors(include_url=False, include_context=False, include_input=False)
-        raise InvalidRequest(
-            [
-                {"location": [*place, *fault["loc"]], "message": _MESSAGES.get(fault["type"], fault["msg"])}
-                for fault in faults
-            ]
-        ) from None
-
-
-def fault(place: Place, message: str) -> InvalidRequest:
-    """Return the error for a single fault."""
-    return InvalidRequest([{"location": list(place), "message": message}])
-
-
-def column_form(column: Column, target: Target = Target.COLUMN) -> Form:
-    """Return the form of one column's values.
-
-    ``PyFuncModel.predict`` takes a missing value in any column but whole numbers (and required arrays and objects),
-    whether the column is required or not: ``required`` says that the column is there.
-    """
-    nullable = not column.required or (column.scalar and not column.cannot_be_missing)
-    return form_of(column.type, target, nullable=nullable)
-
-
-def _array_of(row: dict[str, Any]) -> dict[str, Any]:
-    return {"type": "array", "items": row}
-
-
-class _Rows(ABC):
-    """What the forms made of rows share: one row or many, each checked alike."""
-
-    bare: ClassVar[bool] = True
-    column_names: Sequence[str] = ()
-
-    @property
-    @abstractmethod
-    def row_form(self) -> Form: ...
-
-    @abstractmethod
-    def is_one_row(self, value: Any) -> bool: ...
-
-    @cached_property
-    def _one(self) -> SchemaValidator:
-        return SchemaValidator(self.row_form.core)
-
-    @cached_property
-    def _many(self) -> SchemaValidator:
-        return SchemaValidator(core_schema.list_schema(self.row_form.core, strict=True))
-
-    @property
-    def row_json(self) -> dict[str, Any]:
-        return self.row_form.json
-
-    def json(self, row: dict[str, Any]) -> dict[str, Any]:
-        return {"anyOf": [row, _array_of(row)]}
-
-    def rows(self, value: Any, place: Place) -> list[Any]:
-        if self.is_one_row(value):
-            return [check(self._one, value, place)]
-        rows: list[Any] = check(self._many, value, place)
-        return rows
-
-
-@dataclass(frozen=True)
-class NamedColumns(_Rows):
-    """A row is an object."""
-
-    columns: tuple[Column, ...]
-
-    @property
-    def column_names(self) -> Sequence[str]:  # type: ignore[override]
-        return [column.key for column in self.columns]
-
-    @cached_property
-    def row_form(self) -> Form:
-        forms = {column.key: column_form(column) for column in self.columns}
-        required = [column.key for column in self.columns if column.required]
-        fields = {key: core_schema.typed_dict_field(form.core, required=key in required) for key, form in forms.items()}
-        return Form(
-            core_schema.typed_dict_schema(fields, extra_behavior="forbid", strict=True),
-            {
-                "type": "object",
-                "properties": {key: form.json for key, form in forms.items()},
-                "required": required,
-                "additionalProperties": False,
-            },
-        )
-
-    def is_one_row(self, value: Any) -> bool:
-        return not isinstance(value, list)
-
-    def rows(self, value: Any, place: Place) -> list[Mapping[str, Any]]:
-        rows = super().rows(value, place)
-        faults = [
-            {
-                "location": [*place, position, column.key],
-                "message": "must be given in all rows or in none: whole numbers cannot be missing in some",
-            }
-            for column in self.columns
-            if column.cannot_be_missing and not column.required and len(rows) > 1
-            for position in rows_without_whole_number(column, rows)
-        ]
-        if faults:
-            raise InvalidRequest(faults)
-        return rows
-
-    def data(self, rows: list[Any]) -> Any:
-        return frame(self.columns, rows)
-
-
-@dataclass(frozen=True)
-class UnnamedColumn(_Rows):
-    """A row is the value itself."""
-
-    column: Column
-
-    @cached_property
-    def row_form(self) -> Form:
-        return column_form(self.column)
-
-    def is_one_row(self, value: Any) -> bool:
-        return not isinstance(value, list)
-
-    def data(self, rows: list[Any]) -> Any:
-        return frame([self.column], [{self.column.key: row} for row in rows])
-
-
-@dataclass(frozen=True)
-class UnnamedColumns(_Rows):
-    """A row is an array, by position. Where a column holds arrays itself, a single row comes in a list as well."""
-
-    columns: tuple[Column, ...]
-
-    @cached_property
-    def row_form(self) -> Form:
-        forms = [column_form(column) for column in self.columns]
-        return Form(
-            core_schema.tuple_schema([form.core for form in forms], strict=False),
-            {
-                "type": "array",
-                "prefixItems": [form.json for form in forms],
-                "minItems": len(forms),
-                "maxItems": len(forms),
-            },
-        )
-
-    @cached_property
-    def _all_scalar(self) -> bool:
-        return all(column.scalar for column in self.columns)
-
-    def is_one_row(self, value: Any) -> bool:
-        return self._all_scalar and isinstance(value, list) and bool(value) and not isinstance(value[0], list)
-
-    def json(self, row: dict[str, Any]) -> dict[str, Any]:
-        return {"anyOf": [row, _array_of(row)]} if self._all_scalar else _array_of(row)
-
-    def data(self, rows: list[Any]) -> Any:
-        keys = [column.key for column in self.columns]
-        return frame(self.columns, [dict(zip(keys, row, strict=True)) for row in rows])
-
-
-@dataclass(frozen=True)
-class Values(_Rows):
-    """A row is one value of a type that is itself an array or an object, so rows always come in a list."""
-
-    column: Column
-    from_type_hint: bool
-
-    bare: ClassVar[bool] = False
-
-    @cached_property
-    def row_form(self) -> Form:
-        return column_form(self.column, Target.PYTHON if self.from_type_hint else Target.COLUMN)
-
-    def is_one_row(self, value: Any) -> bool:
-        return False
-
-    def json(self, row: dict[str, Any]) -> dict[str, Any]:
-        return _array_of(row)
-
-    def data(self, rows: list[Any]) -> Any:
-        if self.from_type_hint:
-            return rows
-        return frame([self.column], [{self.column.key: row} for row in rows])
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from mlflow.types.schema import ParamSpec
 from pydantic_core import SchemaValidator, core_schema, from_json
 
 from registry_serve.errors import InvalidRequest, MalformedJSON
-from registry_serve.signature.inputs import Inputs, NoInputs, Tensors, check, fault, inputs_of
+from registry_serve.signature.inputs import Inputs, NoInputs, Tensors, inputs_of
+from registry_serve.signature.rows import Place, check, fault
 from registry_serve.signature.types import Form, Target, form_of
 
 _POSITION = re.compile(r"(?P<reason>.*) at line (?P<line>\d+) column (?P<column>\d+)", re.DOTALL)
@@ -55,12 +56,14 @@ class RequestSchema:
     Args:
         signature: its signature.
         from_type_hint: whether MLflow made the signature from a type hint.
+        one_row: the model answers the first row only, whatever else it is given, so more are refused.
 
     Raises:
         SignatureUnsupported: a type of the signature has no JSON form.
     """
 
-    def __init__(self, signature: ModelSignature, *, from_type_hint: bool = False) -> None:
+    def __init__(self, signature: ModelSignature, *, from_type_hint: bool = False, one_row: bool = False) -> None:
+        self.one_row = one_row
         self.inputs: Inputs = inputs_of(signature, from_type_hint=from_type_hint)
         self.params: list[ParamSpec] = list(signature.params.params) if signature.params else []
         clash = {"inputs", "params"} & set(self.inputs.column_names)
@@ -88,7 +91,7 @@ class RequestSchema:
                 raise fault((), f'must be an object {{"{self._first_key}": ...}}')
             if isinstance(value, dict) and self.params and self.params_key in value:
                 raise fault((self.params_key,), f'stands beside "{self.inputs_key}", not inside a row')
-            return self._request(self.inputs.rows(value, ()), None)
+            return self._request(self.inputs.rows(value, ()), None, ())
         return self._open(value)
 
     def check_call(self, rows: Any, params: Mapping[str, Any] | None = None) -> Request:
@@ -135,10 +138,12 @@ class RequestSchema:
             faults += error.args[0]
         if faults:
             raise InvalidRequest(faults)
-        return self._request(rows, params)
+        return self._request(rows, params, (self.inputs_key,))
 
-    def _request(self, rows: list[Any], params: dict[str, Any] | None) -> Request:
+    def _request(self, rows: list[Any], params: dict[str, Any] | None, place: Place) -> Request:
         count = len(rows)
+        if self.one_row and count != 1:
+            raise fault(place, "must be one row: this model answers one request at a time")
         if isinstance(self.inputs, Tensors):
             first = next(iter(rows[0].values())) if isinstance(rows[0], dict) else rows[0]
             count = first.shape[0] if first.ndim else 1
