@@ -133,9 +133,9 @@ def cluster():
     ray.shutdown()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def browser():
-    """A headless Chromium from the system's packages."""
+    """A headless Chromium from the system's packages; Playwright keeps an event loop running meanwhile."""
     from playwright.sync_api import sync_playwright
 
     names = ("chromium", "chromium-browser", "google-chrome")

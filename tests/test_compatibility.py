@@ -244,7 +244,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=600, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
 @given(ours=COLUMNS, theirs=COLUMNS, data=st.data())
 def test_what_is_valid_under_the_contract_is_valid_for_a_backward_compatible_version(ours, theirs, data):
     if data.draw(st.booleans()):  # most random pairs agree in nothing: start some from the same columns

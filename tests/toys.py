@@ -83,12 +83,14 @@ class WithParams(PythonModel):
 @contextmanager
 def mlflow_at(uri):
     """Point MLflow's globals at a registry for a while."""
-    before = mlflow.get_tracking_uri()
+    before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
     mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
     try:
         yield
     finally:
-        mlflow.set_tracking_uri(before)
+        mlflow.set_tracking_uri(before[0])
+        mlflow.set_registry_uri(before[1])
 
 
 class Shelf:
@@ -97,7 +99,7 @@ class Shelf:
     def __init__(self, folder: Path, uri: str | None = None, experiment: str = "toys"):
         self.folder = folder
         self.uri = uri or f"sqlite:///{folder / 'mlflow.db'}"
-        self.client = mlflow.MlflowClient(tracking_uri=self.uri)
+        self.client = mlflow.MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
         artifacts = None if uri else (folder / "artifacts").as_uri()
         self.experiment = self.client.create_experiment(experiment, artifact_location=artifacts)
 
