@@ -13,8 +13,6 @@ import pytest
 from nbclient import NotebookClient
 from ray import serve
 
-from registry_serve.demo import build
-
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(600)]
 
 NOTEBOOKS = sorted(Path(__file__).parents[1].joinpath("notebooks").glob("*.ipynb"))
@@ -53,9 +51,10 @@ def cell_with(notebook, code):
 
 
 @pytest.fixture(scope="session")
-def demo_folder(tmp_path_factory):
-    folder = os.environ.get("TEST_DEMO_FOLDER") or tmp_path_factory.mktemp("demo")
-    return build(Path(folder)).folder
+def demo_folder(request):
+    """Where the demo is: ``TEST_DEMO_FOLDER``, to save its half minute while developing, or the one of this run."""
+    folder = os.environ.get("TEST_DEMO_FOLDER")
+    return Path(folder) if folder else request.getfixturevalue("demo_registry").folder
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +89,12 @@ def test_a_notebook_answers_what_is_stored_in_it(executed, name):
     now = executed(name)
     for stored, ran in zip(code_cells(read(name)), code_cells(now), strict=True):
         assert comparable(ran) == comparable(stored), stored.source
-    assert not serve.status().applications.keys() & {"translator", "travel_translator", "instruct_llm"}
+    assert not serve.status().applications.keys() & {
+        "translator",
+        "question_answerer",
+        "travel_translator",
+        "instruct_llm",
+    }
 
 
 @pytest.mark.parametrize("name", [path.stem for path in NOTEBOOKS])
