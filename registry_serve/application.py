@@ -14,7 +14,7 @@ from ray.serve import Application
 
 from registry_serve.deployment import deployment_from_model_name
 from registry_serve.errors import ConfigurationError
-from registry_serve.policies import Limits
+from registry_serve.policies import Limits, VersionPolicy
 from registry_serve.registry import RegisteredModelSummary, Registry, impatient_http, registry_address
 from registry_serve.signature import Compatibility
 
@@ -82,7 +82,9 @@ def app(args: AppArgs) -> Application:
     with impatient_http(address):
         registry = Registry(address)
         model = args.model or os.environ.get(MODEL_VARIABLE) or choose_model(registry.models())
-        version = args.version if args.version is not None else choose_version(registry, model)
+        version = args.version
+        if version is None:
+            version = choose_version(registry, model, VersionPolicy.of(args.versions))
     logger.info("Serving %s, version %s by default.", model, version)
     return deployment_from_model_name(
         model,
@@ -117,8 +119,8 @@ def choose_model(models: list[RegisteredModelSummary]) -> str:
     )
 
 
-def choose_version(registry: Registry, model: str) -> str:
-    """Return the version to serve by default: the one with the alias ``champion``, else the latest.
+def choose_version(registry: Registry, model: str, policy: VersionPolicy) -> str:
+    """Return the version to serve by default: the one with the alias ``champion``, else the latest that is allowed.
 
     Raises:
         ModelNotFound: there is no such model.
@@ -127,4 +129,4 @@ def choose_version(registry: Registry, model: str) -> str:
     for summary in registry.summaries(model):
         if DEFAULT_ALIAS in summary.aliases:
             return summary.number
-    return registry.latest(model)
+    return registry.latest(model, policy.allows)

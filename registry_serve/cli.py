@@ -83,6 +83,7 @@ def _serve_demo(tracking_uri: str, models: list[str], port: int) -> None:
                 deployment_from_model_name(model, tracking_uri=tracking_uri).bind(), name=model, route_prefix=prefix
             )
     console.print(_what_to_try(f"http://127.0.0.1:{port}"), soft_wrap=True, highlight=False, markup=False)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         signal.pause()
     except KeyboardInterrupt:

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from registry_serve.errors import ConfigurationError, SignatureConflict, SignatureMissing, SignatureUnsupported
-from registry_serve.registry import ModelVersion
+from registry_serve.errors import ConfigurationError, SignatureMissing, SignatureUnsupported
+from registry_serve.registry import ModelCard, ModelVersion
 from registry_serve.signature import Compatibility, RequestSchema, differences
 
 # MLflow's chat models and agents take one conversation: of a frame, they read the first row.
@@ -51,9 +51,7 @@ class Contract:
         card = version.card
         if card.signature is None:
             raise SignatureMissing(version.model, version.number)
-        return RequestSchema(
-            card.signature, from_type_hint=card.from_type_hint, one_row=card.flavor in _ONE_REQUEST_AT_A_TIME
-        )
+        return RequestSchema(card.signature, from_type_hint=card.from_type_hint, one_row=_one_row(card))
 
     def differences(self, version: ModelVersion) -> list[Mapping[str, Any]]:
         """Return what breaks the contract in a version, ready for JSON; an empty list if nothing does."""
@@ -72,19 +70,13 @@ class Contract:
             theirs.signature,
             self.compatibility,
             from_type_hint=(ours.from_type_hint, theirs.from_type_hint),
+            one_row=(_one_row(ours), _one_row(theirs)),
         )
         return [difference.as_json() for difference in found]
 
-    def check(self, version: ModelVersion) -> RequestSchema:
-        """Return the version's request schema if it keeps the contract.
 
-        Raises:
-            SignatureConflict: it does not.
-        """
-        found = self.differences(version)
-        if found:
-            raise SignatureConflict(version.model, version.number, self.default.number, found)
-        return self.schema_of(version)
+def _one_row(card: ModelCard) -> bool:
+    return card.flavor in _ONE_REQUEST_AT_A_TIME
 
 
 def _whole(where: str, message: str) -> Mapping[str, Any]:

@@ -12,7 +12,7 @@ import asyncio
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -32,6 +32,7 @@ from registry_serve.errors import (
     PredictionFailed,
     PredictionTimeout,
     RegistryServeError,
+    SignatureConflict,
     TooManyRequests,
     VersionLoading,
     WarmUpFailed,
@@ -73,10 +74,11 @@ class _Seat:
 
 @dataclass(frozen=True)
 class _Served:
-    """A version that keeps the contract."""
+    """A version, what its requests look like, and what keeps it from answering."""
 
     version: ModelVersion
-    schema: RequestSchema
+    schema: RequestSchema | None
+    differences: Sequence[Mapping[str, Any]]
 
 
 @dataclass
@@ -98,7 +100,7 @@ class DataPlane:
         load: fetches and loads a version; blocks.
         cache: how many versions stay loaded.
         limits: what one request may cost.
-        on_ready: called with a version number each time that version has been loaded.
+        on_ready: called with its key each time a version has been loaded.
     """
 
     def __init__(
@@ -108,7 +110,7 @@ class DataPlane:
         load: Callable[[ModelVersion], LoadedModel],
         cache: CachePolicy,
         limits: Limits,
-        on_ready: Callable[[str], None] | None = None,
+        on_ready: Callable[[VersionKey], None] | None = None,
     ) -> None:
         self.contract = contract
         self.resolver = resolver
@@ -120,8 +122,7 @@ class DataPlane:
         self._ready = False
         self._draining = False
         self._mismatched: set[VersionKey] = set()
-        tell = None if on_ready is None else lambda key: on_ready(key.number)
-        self.cache: VersionCache[VersionKey, _Seat] = VersionCache(self._load, self._close, cache, tell)
+        self.cache: VersionCache[VersionKey, _Seat] = VersionCache(self._close, cache, on_ready)
 
     @property
     def ready(self) -> bool:
@@ -135,38 +136,44 @@ class DataPlane:
             LoadFailed: it cannot be loaded.
             WarmUpFailed: it cannot answer.
         """
-        default = self._keep(self.contract.default)
-        await self.cache.pin(default.version.key)
-        body = example_body(default.version.card.input_example, default.schema)
+        default = self.contract.default
+        schema = self._schema(default)
+        await self.cache.pin(default.key, partial(self._load, default))
+        example = default.card.input_example
+        body = example_body(example, schema)
         if body is not None:
-            request = default.schema.check(body)
             try:
-                await self._predict(default, request)
+                # The first call may compile, allocate and download: it has no limit of its own.
+                await self._predict(default, schema, schema.check(body), None)
             except RegistryServeError as error:
                 raise WarmUpFailed(f"The default version cannot answer its own input example: {error}") from error
+        elif example is not None:
+            logger.warning("The input example of version %s fits no request; it is not used.", default.number)
         self._ready = True
 
-    async def predict(self, reference: str | None, body: bytes) -> Answer:
+    async def predict(self, reference: str | None, body: bytes | Callable[[], Awaitable[bytes]]) -> Answer:
         """Answer the body of a request.
 
         Args:
             reference: the version asked for: a number, ``latest`` or an alias; None or blank for the default.
-            body: JSON.
+            body: JSON, or what reads it: nothing is read of a request that finds no room.
 
         Raises:
             RegistryServeError: one of the errors above.
         """
         with self._admitted():
-            served = await self._find(reference)
-            request = await self._parse(served.schema, body)
-            return Answer(served.version.number, await self._predict(served, request))
+            content = body if isinstance(body, bytes) else await body()
+            version, schema = await self._find(reference)
+            inline = len(content) <= _PARSE_INLINE_BYTES
+            request = schema.parse(content) if inline else await asyncio.to_thread(schema.parse, content)
+            return Answer(version.number, await self._predict(version, schema, request, self.limits.request_timeout_s))
 
     async def call(self, reference: str | None, rows: Any, params: Mapping[str, Any] | None) -> bytes:
         """Answer a caller from Python, whose rows and params are plain values as JSON would give them."""
         with self._admitted():
-            served = await self._find(reference)
-            request = served.schema.check_call(rows, params)
-            return await self._predict(served, request)
+            version, schema = await self._find(reference)
+            request = await asyncio.to_thread(schema.check_call, rows, params)
+            return await self._predict(version, schema, request, self.limits.request_timeout_s)
 
     async def describe(self) -> dict[str, Any]:
         """Return what there is to know about the model, its versions and this replica, ready for JSON."""
@@ -209,48 +216,46 @@ class DataPlane:
             self.counts.errors[error.code] = self.counts.errors.get(error.code, 0) + 1
             raise
 
-    async def _find(self, reference: str | None) -> _Served:
+    async def _find(self, reference: str | None) -> tuple[ModelVersion, RequestSchema]:
         version = await self.resolver.resolve(reference)
-        return self._keep(version)
+        return version, self._schema(version)
 
-    def _keep(self, version: ModelVersion) -> _Served:
-        """Check a version against the contract, once for each revision of it."""
+    def _schema(self, version: ModelVersion) -> RequestSchema:
+        """Hold a version against the contract, once for each revision of it."""
         served = self._served.get(version.key)
         if served is None:
-            served = self._served[version.key] = _Served(version, self.contract.check(version))
+            differences = self.contract.differences(version)
+            schema = None if differences else self.contract.schema_of(version)
+            served = self._served[version.key] = _Served(version, schema, differences)
             if len(self._served) > _KNOWN_VERSIONS:
                 self._served.popitem(last=False)
         else:
             self._served.move_to_end(version.key)
-        return served
-
-    @staticmethod
-    async def _parse(schema: RequestSchema, body: bytes) -> Request:
-        if len(body) <= _PARSE_INLINE_BYTES:
-            return schema.parse(body)
-        return await asyncio.to_thread(schema.parse, body)
+        if served.schema is None:
+            raise SignatureConflict(version.model, version.number, self.contract.default.number, served.differences)
+        return served.schema
 
     # --- the model ---------------------------------------------------------------------------------------------------
 
-    async def _predict(self, served: _Served, request: Request) -> bytes:
-        version, started = served.version, time.monotonic()
-        loaded = False
+    async def _predict(
+        self, version: ModelVersion, schema: RequestSchema, request: Request, limit_s: float | None
+    ) -> bytes:
+        started, loaded = time.monotonic(), False
         try:
-            with anyio.fail_after(self.limits.request_timeout_s):
-                async with self.cache.lease(version.key) as lease:
+            with anyio.fail_after(limit_s):
+                async with self.cache.lease(version.key, partial(self._load, version)) as lease:
                     loaded = True
-                    return await _on_thread(lease, partial(self._compute, lease.model.model, served, request))
+                    return await _on_thread(lease, partial(self._compute, lease.model.model, version, schema, request))
         except TimeoutError:
             if loaded:
-                raise PredictionTimeout(version.model, version.number, self.limits.request_timeout_s) from None
+                raise PredictionTimeout(version.model, version.number, limit_s) from None
             raise VersionLoading(version.model, version.number, round(time.monotonic() - started, 1)) from None
 
-    def _compute(self, model: LoadedModel, served: _Served, request: Request) -> bytes:
+    def _compute(self, model: LoadedModel, version: ModelVersion, schema: RequestSchema, request: Request) -> bytes:
         """Run the model and encode its answer; in the model's own thread."""
-        version, outputs = served.version, served.version.card.signature
-        declared = outputs.outputs if outputs else None
+        declared = version.card.signature.outputs if version.card.signature else None
         try:
-            prediction = model.predict(served.schema.inputs.data(request.rows), request.params)
+            prediction = model.predict(schema.inputs.data(request.rows), request.params)
         except RefusedByModel as refusal:
             logger.info("Version %s of %s refused its input.", version.number, version.model, exc_info=refusal)
             message = "does not pass the model's own check of its input"
@@ -280,15 +285,15 @@ class DataPlane:
                 difference,
             )
 
-    async def _load(self, key: VersionKey) -> _Seat:
-        version = self._served[key].version
+    async def _load(self, version: ModelVersion) -> _Seat:
         thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"{version.model}-{version.number}")
         started = time.monotonic()
         try:
             model = await asyncio.get_running_loop().run_in_executor(thread, self._load_model, version)
         except BaseException as error:
             thread.shutdown(wait=False)
-            if isinstance(error, (RegistryServeError, asyncio.CancelledError)):
+            logger.error("Version %s of %s cannot be loaded.", version.number, version.model, exc_info=error)
+            if isinstance(error, RegistryServeError):
                 raise
             raise LoadFailed(version.model, version.number, f"loading raised {type(error).__name__}") from error
         logger.info("Loaded version %s of %s in %.2f s.", version.number, version.model, time.monotonic() - started)
@@ -296,8 +301,10 @@ class DataPlane:
 
     @staticmethod
     async def _close(seat: _Seat) -> None:
-        await asyncio.get_running_loop().run_in_executor(seat.thread, seat.model.close)
-        seat.thread.shutdown(wait=False)
+        try:
+            await asyncio.get_running_loop().run_in_executor(seat.thread, seat.model.close)
+        finally:
+            seat.thread.shutdown(wait=False)
 
 
 async def _on_thread(lease: Lease[_Seat], work: Callable[[], T]) -> T:

@@ -24,6 +24,7 @@ from registry_serve.registry import (
     ModelVersion,
     Registry,
     Resolver,
+    VersionKey,
     impatient_http,
     make_http_impatient,
     parse_reference,
@@ -105,11 +106,11 @@ def deployment_from_model_name(
         kind = Compatibility(compatibility)
     except ValueError:
         raise ConfigurationError(f"compatibility must be 'exact' or 'backward', not {compatibility!r}.") from None
-    address = registry_address(tracking_uri, registry_uri)
+    address, policy = registry_address(tracking_uri, registry_uri), VersionPolicy.of(versions)
     settings = Settings(
-        contract=Contract(_default(address, model_name, str(default_version)), kind),
+        contract=Contract(_default(address, model_name, str(default_version), policy), kind),
         address=address,
-        versions=VersionPolicy.of(versions),
+        versions=policy,
         cache=CachePolicy(max_models=max_models_per_replica),
         limits=limits or Limits(),
         title=title or model_name,
@@ -120,13 +121,13 @@ def deployment_from_model_name(
     return _deployment(settings)
 
 
-def _default(address: RegistryAddress, model_name: str, version: str) -> ModelVersion:
+def _default(address: RegistryAddress, model_name: str, version: str, policy: VersionPolicy) -> ModelVersion:
     reference = parse_reference(version)
     if reference is None:
         raise ConfigurationError(f"{version!r} is no version: use a number, 'latest' or an alias such as '@champion'.")
     with impatient_http(address):
         registry = Registry(address)
-        return registry.version(model_name, registry.number_of(model_name, reference))
+        return registry.version(model_name, registry.number_of(model_name, reference, policy=policy))
 
 
 def deployment_name(model_name: str) -> str:
@@ -167,10 +168,15 @@ def _deployment(settings: Settings) -> Deployment:
             # show it. What is loaded and closed is the cache's business alone.
             return object()
 
-        def _advertise_soon(self, version: str) -> None:
-            task = asyncio.get_running_loop().create_task(self._advertise(version))
+        def _advertise_soon(self, loaded: VersionKey) -> None:
+            task = asyncio.get_running_loop().create_task(self._advertise_all())
             self._advertising.add(task)
             task.add_done_callback(self._advertising.discard)
+
+        async def _advertise_all(self) -> None:
+            # In the order of our own cache, the default last: what Ray then drops is what we have closed.
+            for key in self._plane.cache.ready():
+                await self._advertise(key.number)
 
         async def __del__(self) -> None:
             if hasattr(self, "_plane"):

@@ -15,6 +15,8 @@ from registry_serve.registry import Resolver, VersionSummary
 
 #: Versions without an alias that are looked at, newest first; the default and loaded ones are always among them.
 MOST_VERSIONS = 20
+#: Versions that are looked up at a time: a page must not fill the line in which requests for new versions wait.
+LOOKED_UP_AT_A_TIME = 2
 
 
 async def describe(contract: Contract, resolver: Resolver, states: Mapping[str, VersionState]) -> dict[str, Any]:
@@ -30,11 +32,15 @@ async def describe(contract: Contract, resolver: Resolver, states: Mapping[str, 
     """
     default = contract.default
     try:
-        summaries, reachable = await resolver.describe(), True
+        listed = await resolver.describe()
+        reachable = resolver.reachable
     except RegistryUnavailable:
-        summaries, reachable = [VersionSummary(default.number, default.aliases, default.created, True)], False
+        listed, reachable = [VersionSummary(default.number, default.aliases, default.created, True)], False
+    loaded = await _not_listed_yet(resolver, listed, states)
+    summaries = sorted([*listed, *loaded], key=lambda each: int(each.number), reverse=True)
     shown = _shown(summaries, {default.number, *states})
-    described = await asyncio.gather(*(_version(contract, resolver, each, states) for each in shown))
+    free = asyncio.Semaphore(LOOKED_UP_AT_A_TIME)
+    described = await asyncio.gather(*(_version(contract, resolver, each, states, free) for each in shown))
     return {
         "name": default.model,
         "default_version": default.number,
@@ -42,11 +48,25 @@ async def describe(contract: Contract, resolver: Resolver, states: Mapping[str, 
         "compatibility": contract.compatibility.value,
         "allowed_versions": str(resolver.policy),
         "signature": _signature(default.card.signature),
-        "aliases": {alias: each.number for each in summaries for alias in each.aliases},
+        "aliases": {alias: each.number for each in [*listed, *loaded] for alias in each.aliases},
         "registry_reachable": reachable,
         "versions": described,
         "versions_not_shown": len(summaries) - len(shown),
     }
+
+
+async def _not_listed_yet(
+    resolver: Resolver, listed: list[VersionSummary], states: Mapping[str, VersionState]
+) -> list[VersionSummary]:
+    """Summarize the loaded versions that are newer than the list, which is some seconds old."""
+    found = []
+    for number in states.keys() - {each.number for each in listed}:
+        try:
+            version = await resolver.resolve(number)
+        except RegistryServeError:
+            continue  # deleted in the registry since it was loaded
+        found.append(VersionSummary(number, version.aliases, version.created, True))
+    return found
 
 
 def _shown(summaries: list[VersionSummary], always: set[str]) -> list[VersionSummary]:
@@ -55,7 +75,11 @@ def _shown(summaries: list[VersionSummary], always: set[str]) -> list[VersionSum
 
 
 async def _version(
-    contract: Contract, resolver: Resolver, summary: VersionSummary, states: Mapping[str, VersionState]
+    contract: Contract,
+    resolver: Resolver,
+    summary: VersionSummary,
+    states: Mapping[str, VersionState],
+    free: asyncio.Semaphore,
 ) -> dict[str, Any]:
     state = states.get(summary.number)
     described: dict[str, Any] = {
@@ -68,7 +92,8 @@ async def _version(
         "unavailable": None,
     }
     try:
-        version = await resolver.resolve(summary.number)
+        async with free:
+            version = await resolver.resolve(summary.number)
     except RegistryServeError as error:
         return described | {"unavailable": error.code}
     differences = contract.differences(version)

@@ -235,27 +235,48 @@ class BodyTooLarge(RegistryServeError):
 
 
 class InvalidRequest(RegistryServeError):
-    """``faults`` is a list of ``{"location": [...], "message": ...}``, without the offending values."""
+    """The body does not fit the schema.
+
+    ``faults`` is a list of ``{"location": [...], "message": ...}``, without the offending values; ``beyond`` says how
+    many there are besides, None where nobody went on counting.
+    """
 
     status = 422
     code = "invalid_request"
     title = "The body does not fit the model's signature"
-    fields = ("faults",)
+    fields = ("faults", "beyond")
 
     #: How many faults are named at the most: a body of a million wrong rows gets a short answer.
     MOST_ERRORS: ClassVar[int] = 20
+
+    def __init__(self, faults: Sequence[Mapping[str, Any]], beyond: int | None = 0) -> None:
+        """Keep as many faults as are named, and count the others."""
+        if beyond is not None:
+            beyond += max(0, len(faults) - self.MOST_ERRORS)
+        super().__init__(list(faults[: self.MOST_ERRORS]), beyond)
+
+    @classmethod
+    def together(cls, parts: Sequence[InvalidRequest], *, complete: bool = True) -> InvalidRequest:
+        """Make one error of several about one body; ``complete`` says whether all of it was looked at."""
+        counts = [part.given["beyond"] for part in parts]
+        beyond = sum(counts) if complete and None not in counts else None
+        return cls([fault for part in parts for fault in part.errors], beyond)
 
     @property
     def errors(self) -> Sequence[Mapping[str, Any]]:
         """The first faults, each at its place in the body."""
         errors: Sequence[Mapping[str, Any]] = self.given["faults"]
-        return errors[: self.MOST_ERRORS]
+        return errors
 
     @property
     def detail(self) -> str:
-        first, count = self.errors[0], len(self.given["faults"])
-        place = ".".join(str(step) for step in first["location"])
-        return f"{place or 'The body'} {first['message']}{f' (and {count - 1} more)' if count > 1 else ''}."
+        first, beyond = self.errors[0], self.given["beyond"]
+        steps = (f"[{step}]" if isinstance(step, int) else f".{step}" for step in first["location"])
+        place = "".join(steps).removeprefix(".") or "The body"
+        if beyond is None:
+            return f"{place} {first['message']} (and more)."
+        others = len(self.errors) - 1 + beyond
+        return f"{place} {first['message']}{f' (and {others} more)' if others else ''}."
 
     @property
     def members(self) -> Mapping[str, Any]:

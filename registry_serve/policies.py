@@ -27,7 +27,8 @@ class CachePolicy:
     """How many versions one replica keeps loaded, and how it loads them.
 
     Attributes:
-        max_models: loaded versions, the pinned default included; while a version loads, one more is resident.
+        max_models: loaded versions, the pinned default included. Those that load or drain come on top, at most
+            ``max_concurrent_loads`` of them; further loads wait.
         max_concurrent_loads: versions that load at the same time.
         retry_failed_after_s: how long a version that failed to load is refused before it is tried again; doubles
             with each further failure, up to ``retry_failed_at_most_s``.

@@ -3,7 +3,6 @@
 import logging
 import os
 import shutil
-import socket
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -18,6 +17,7 @@ from registry_serve.protocols.native import native_app
 from registry_serve.registry import Registry, Resolver
 from registry_serve.signature import Compatibility
 from tests.demo_builds import demo_history, demo_registry  # noqa: F401 - fixtures
+from tests.mlflow_server import free_port
 from tests.toys import Shelf
 
 logging.getLogger("mlflow").setLevel(logging.ERROR)
@@ -99,12 +99,6 @@ class Cluster:
     port: int
     gcs: str
     dashboard: str
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="session")

@@ -53,6 +53,14 @@ class Color(enum.Enum):
     RED = "red"
 
 
+class Tone(str, enum.Enum):
+    LOUD = "loud"
+
+
+class Level(enum.IntEnum):
+    LOW = 1
+
+
 @dataclasses.dataclass
 class Point:
     x: float
@@ -98,6 +106,10 @@ class Item(BaseModel):
         (decimal.Decimal("1.50"), "1.50"),
         (uuid.UUID(int=1), "00000000-0000-0000-0000-000000000001"),
         (Color.RED, "red"),
+        (Tone.LOUD, "loud"),
+        (Level.LOW, 1),
+        ({Tone.LOUD: 1, Color.RED: Level.LOW}, {"loud": 1, "red": 1}),
+        (np.array([1.5, np.nan], np.longdouble), [1.5, None]),
         ((1, 2), [1, 2]),
         ({"a"}, ["a"]),
         ({np.int64(1): "a", ("b", 2): None}, {"1": "a", "('b', 2)": None}),
@@ -142,6 +154,21 @@ def test_a_frame_of_every_dtype_is_answered_by_column():
 def test_what_has_no_json_form_is_said(value):
     with pytest.raises(TypeError, match="no JSON form"):
         answer([value], 1, None)
+
+
+@pytest.mark.parametrize(
+    ("value", "what"),
+    [
+        (pd.DataFrame([[1, 2]], columns=["a", "a"]), "columns"),
+        (pd.DataFrame([[1, 2]], columns=[0, "0"]), "columns"),
+        ({1: "a", "1": "b"}, "keys"),
+        ({Color.RED: 1, "red": 2}, "keys"),
+        ([{"a": [{1: "a", "1": "b"}]}], "keys"),
+    ],
+)
+def test_two_names_that_are_one_in_json_are_refused(value, what):
+    with pytest.raises(TypeError, match=f"two {what} are called .*no JSON form"):
+        answer(value, 1, None)
 
 
 @pytest.mark.parametrize(

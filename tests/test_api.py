@@ -79,7 +79,27 @@ def test_every_error_speaks_in_sentences_and_survives_pickling(error):
 def test_an_answer_names_a_bounded_number_of_faults():
     error = errors.InvalidRequest([{"location": [n], "message": "is required"} for n in range(1000)])
     assert len(error.members["errors"]) == 20
+    assert len(error.args[0]) == 20
     assert "and 999 more" in error.detail
+
+
+@pytest.mark.parametrize(
+    ("location", "place"),
+    [
+        ([], "The body"),
+        (["prompt"], "prompt"),
+        ([1, "prompt"], "[1].prompt"),
+        (["inputs", 1, "a", 0], "inputs[1].a[0]"),
+        (["params", "t"], "params.t"),
+    ],
+)
+def test_the_place_of_a_fault_reads_like_a_path(location, place):
+    faults = [{"location": location, "message": "is required"}]
+    assert errors.InvalidRequest(faults).detail == f"{place} is required."
+    assert errors.InvalidRequest(faults, 2).detail == f"{place} is required (and 2 more)."
+    assert errors.InvalidRequest(faults, None).detail == f"{place} is required (and more)."
+    both = errors.InvalidRequest.together([errors.InvalidRequest(faults), errors.InvalidRequest(faults, 1)])
+    assert both.detail == f"{place} is required (and 2 more)."
 
 
 @pytest.mark.parametrize(

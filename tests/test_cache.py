@@ -1,6 +1,9 @@
 """The cache alone, with loads that are events rather than models."""
 
 import asyncio
+import gc
+import weakref
+from functools import partial
 
 import pytest
 
@@ -24,7 +27,7 @@ class Garage:
         self.loaded: list[Model] = []
         self.ready: list[str] = []
         policy.setdefault("retry_failed_after_s", 0.05)
-        self.cache = VersionCache(self.load, self.close, CachePolicy(**policy), self.ready.append)
+        self.cache = VersionCache(self.close, CachePolicy(**policy), self.ready.append)
 
     async def load(self, key):
         if key in self.gates:
@@ -38,9 +41,15 @@ class Garage:
     async def close(self, model):
         model.closed += 1
 
+    def lease(self, key):
+        return self.cache.lease(key, partial(self.load, key))
+
     async def use(self, key):
-        async with self.cache.lease(key) as lease:
+        async with self.lease(key) as lease:
             return lease.model
+
+    async def pin(self, key):
+        await self.cache.pin(key, partial(self.load, key))
 
     def held(self):
         return {key for key, state in self.cache.states().items() if state is VersionState.READY}
@@ -134,7 +143,7 @@ async def test_the_least_recently_used_version_is_evicted():
 
 async def test_a_pinned_version_stays():
     garage = Garage(max_models=2)
-    await garage.cache.pin("1")
+    await garage.pin("1")
     for key in ("2", "3", "4"):
         await garage.use(key)
     assert garage.held() == {"1", "4"}
@@ -142,7 +151,7 @@ async def test_a_pinned_version_stays():
 
 async def test_with_room_for_the_pinned_version_only_others_close_after_use():
     garage = Garage(max_models=1)
-    await garage.cache.pin("1")
+    await garage.pin("1")
     assert (await garage.use("2")).key == "2"
     await settle()
     assert garage.held() == {"1"}
@@ -151,8 +160,8 @@ async def test_with_room_for_the_pinned_version_only_others_close_after_use():
 
 async def test_a_leased_model_is_closed_only_after_its_last_lease_and_once():
     garage = Garage(max_models=1)
-    async with garage.cache.lease("1") as lease:
-        async with garage.cache.lease("1"):
+    async with garage.lease("1") as lease:
+        async with garage.lease("1"):
             await garage.use("2")
             await settle()
             assert garage.cache.states()["1"] is VersionState.DRAINING
@@ -166,7 +175,7 @@ async def test_a_leased_model_is_closed_only_after_its_last_lease_and_once():
 
 async def test_an_extension_keeps_the_model_open_after_the_lease():
     garage = Garage(max_models=1)
-    async with garage.cache.lease("1") as lease:
+    async with garage.lease("1") as lease:
         end = lease.extend()
     await garage.use("2")
     await settle()
@@ -178,7 +187,7 @@ async def test_an_extension_keeps_the_model_open_after_the_lease():
 
 async def test_a_draining_version_that_is_asked_for_again_is_loaded_anew():
     garage = Garage(max_models=1)
-    async with garage.cache.lease("1") as lease:
+    async with garage.lease("1") as lease:
         await garage.use("2")
         again = await garage.use("1")
         assert again is not lease.model
@@ -267,7 +276,7 @@ async def test_a_model_that_cannot_be_closed_is_logged_and_forgotten(caplog):
 async def test_closing_waits_for_leases_then_closes_everything_once():
     garage = Garage(max_models=3)
     await garage.use("1")
-    async with garage.cache.lease("2") as lease:
+    async with garage.lease("2") as lease:
         closing = asyncio.create_task(garage.cache.aclose())
         await asyncio.sleep(0.03)
         assert not closing.done()
@@ -278,21 +287,68 @@ async def test_closing_waits_for_leases_then_closes_everything_once():
     assert [model.closed for model in garage.loaded] == [1, 1]
 
 
-async def test_closing_tells_those_who_wait_for_a_load():
-    garage = Garage()
-    garage.gates["1"] = asyncio.Event()
-    waiting = asyncio.create_task(garage.use("1"))
+async def test_closing_tells_those_who_wait_and_closes_what_is_still_loading():
+    garage = Garage(max_concurrent_loads=2)
+    garage.gates = {key: asyncio.Event() for key in "12"}
+    waiting, leaves = asyncio.create_task(garage.use("1")), asyncio.create_task(garage.use("2"))
     await settle()
-    await asyncio.wait_for(garage.cache.aclose(), 1)
+    leaves.cancel()
+    closings = [asyncio.create_task(garage.cache.aclose()) for _ in range(2)]
     with pytest.raises(Draining):
         await waiting
+    assert not any(closing.done() for closing in closings)
+    for gate in garage.gates.values():
+        gate.set()
+    await asyncio.wait_for(asyncio.gather(*closings), 1)
+    assert [model.closed for model in garage.loaded] == [1, 1]
+    assert garage.cache.states() == {}
+
+
+async def test_models_in_memory_are_bounded_while_old_ones_drain():
+    garage = Garage(max_models=2, max_concurrent_loads=1)
+    release = asyncio.Event()
+
+    async def hold(key):
+        async with garage.lease(key):
+            await release.wait()
+
+    holders = [asyncio.create_task(hold(str(number))) for number in range(20)]
+    for _ in range(50):
+        await asyncio.sleep(0)
+    assert len(garage.loaded) == 3
+    release.set()
+    await asyncio.gather(*holders)
+    assert len(garage.loaded) == 20
+    await settle()
+    assert [model.key for model in garage.loaded if not model.closed] == sorted(garage.held(), key=int)
+
+
+async def test_a_failed_load_keeps_nothing_of_the_model():
+    garage = Garage(retry_failed_after_s=60)
+    seen = []
+
+    class Weights:
+        pass
+
+    async def load():
+        weights = Weights()
+        seen.append(weakref.ref(weights))
+        raise LoadFailed("m", "1", "it is broken") from ValueError(weights)
+
+    for _ in range(2):
+        with pytest.raises(LoadFailed):
+            async with garage.cache.lease("1", load):
+                pass
+    await settle()
+    gc.collect()
+    assert [weights() for weights in seen] == [None]
 
 
 async def test_a_thousand_users_who_come_and_go_leave_nothing_behind():
     garage = Garage(max_models=3)
 
     async def use_a_while(number):
-        async with garage.cache.lease(str(number % 7)) as lease:
+        async with garage.lease(str(number % 7)) as lease:
             await asyncio.sleep(0.001 * (number % 5))
             assert lease.model.closed == 0
 

@@ -1,6 +1,9 @@
 """The command line, as a person types it."""
 
+import json
 import os
+import shlex
+import signal
 import socket
 import subprocess
 import sys
@@ -9,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from registry_serve import __version__
+from tests.mlflow_server import free_port
 
 COMMAND = Path(sys.executable).parent / "registry-serve"
 
@@ -48,6 +52,33 @@ def test_a_taken_port_is_one_line_and_exit_code_1(demo_registry):
     assert told.returncode == 1
     assert f"error: Port {port} is taken. Name a free one with --port." in told.stderr
     assert "Traceback" not in told.stdout + told.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_the_demo_serves_what_it_says_until_ctrl_c(demo_registry):
+    port = free_port()
+    command = [COMMAND, "demo", "--folder", demo_registry.folder, "--serve", "--port", str(port)]
+    environment = {**os.environ, "NO_COLOR": "1", "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0"}
+    served = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        printed = []
+        for line in served.stdout:
+            printed.append(line)
+            if "Ctrl-C" in line:
+                break
+        lines = [line.strip() for line in printed if line.strip().startswith("curl ")]
+        answers = [json.loads(subprocess.check_output([*shlex.split(line), "-s"], timeout=60)) for line in lines]
+    finally:
+        served.send_signal(signal.SIGINT)
+        rest = served.communicate(timeout=90)[0]
+    assert served.returncode == 0, rest
+    german, french, conflict, question, instruction = answers
+    assert german == [{"translation_text": "Das Wetter ist heute schön."}]
+    assert french == [{"translation_text": "Il fait beau aujourd'hui."}]
+    assert (conflict["status"], conflict["requested_version"]) == (409, "3")
+    assert question[0]["answer"] == "Germany"
+    assert instruction[0].keys() == {"candidates"}
 
 
 def test_a_folder_of_somebody_else_is_refused(tmp_path):

@@ -206,6 +206,28 @@ def test_a_type_hint_makes_another_form():
     assert [each.kind for each in found] == ["form"]
 
 
+@pytest.mark.parametrize(
+    ("one_row", "exact", "backward"),
+    [
+        ((False, False), 0, 0),
+        ((True, True), 0, 0),
+        ((False, True), 1, 1),
+        ((True, False), 1, 0),
+    ],
+)
+def test_a_model_that_takes_one_row_makes_another_form(one_row, exact, backward):
+    one = signature(PROMPT)
+    for compatibility, count in ((EXACT, exact), (BACKWARD, backward)):
+        found = differences(one, one, compatibility, one_row=one_row)
+        assert [(each.where, each.kind) for each in found] == [("inputs", "form")] * count
+
+
+def test_differences_come_in_the_order_of_the_signature():
+    params = [ParamSpec(name, "long", 1) for name in "zyxwvu"]
+    found = differences(signature(PROMPT), signature(PROMPT, params=params))
+    assert [each.column for each in found] == list("zyxwvu")
+
+
 def test_every_difference_is_a_sentence_and_ready_for_json():
     contract = signature(PROMPT, outputs=[ColSpec("long", "y")], params=[T])
     other = signature(ColSpec("long", "prompt"), ColSpec("string", "text"), outputs=[ColSpec("string", "y")])
@@ -224,27 +246,42 @@ def test_every_difference_is_a_sentence_and_ready_for_json():
 
 # --- what 'backward' promises ----------------------------------------------------------------------------------------
 
-SCALARS = st.sampled_from(
-    [DataType.integer, DataType.long, DataType.float, DataType.double, DataType.string, DataType.boolean]
-)
-TYPES = st.recursive(
-    SCALARS | st.just(AnyType()),
-    lambda inner: st.builds(Array, inner.filter(lambda t: not isinstance(t, AnyType))) | st.builds(Map, inner),
-    max_leaves=3,
-)
+SCALARS = st.sampled_from(list(DataType))
+
+
+def nested(inner):
+    some = st.lists(st.builds(Property, st.sampled_from("ab"), inner, st.booleans()), min_size=1, max_size=2)
+    objects = some.filter(lambda found: len({item.name for item in found}) == len(found)).map(Object)
+    return st.builds(Array, inner) | st.builds(Map, inner) | objects
+
+
+TYPES = st.recursive(SCALARS | st.just(AnyType()), nested, max_leaves=3)
 REQUIRED = st.booleans()
 COLUMNS = st.lists(st.tuples(st.sampled_from("abc"), TYPES, REQUIRED), min_size=1, max_size=3, unique_by=lambda c: c[0])
 VALUES = st.recursive(
     st.none()
     | st.booleans()
     | st.sampled_from([0, 1, -1, 2**24 + 1, 2**31, 2**53 + 1, 2**62, 1.0, 1.5, 1e39, 0.1])
-    | st.sampled_from(["", "x"]),
+    | st.sampled_from(["", "x", "a\0", "YQA=", "YQ==", "2024-05-01", "2024-05-01T12:30:00.123456789"]),
     lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from("ab"), inner, max_size=2),
     max_leaves=3,
 )
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+PROMISE = settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+def keeps_its_promise(contract, other, body):
+    """Whether a body that is valid under the contract is valid for the other version."""
+    try:
+        RequestSchema(contract).check(body)
+    except InvalidRequest:
+        return True
+    RequestSchema(other).check(body)
+    return True
+
+
+@PROMISE
 @given(ours=COLUMNS, theirs=COLUMNS, data=st.data())
 def test_what_is_valid_under_the_contract_is_valid_for_a_backward_compatible_version(ours, theirs, data):
     if data.draw(st.booleans()):  # most random pairs agree in nothing: start some from the same columns
@@ -256,9 +293,106 @@ def test_what_is_valid_under_the_contract_is_valid_for_a_backward_compatible_ver
     other = signature(*(ColSpec(kind, name, required) for name, kind, required in theirs))
     assume(not differences(contract, other, BACKWARD))
     row = st.fixed_dictionaries({}, optional={name: VALUES for name, _, _ in ours})
-    body = data.draw(st.lists(row, max_size=2))
-    try:
-        RequestSchema(contract).check(body)
-    except InvalidRequest:
-        return
-    RequestSchema(other).check(body)
+    assert keeps_its_promise(contract, other, data.draw(st.lists(row, max_size=2)))
+
+
+EDGES = [None, True, 0, -1, 3.0, 1.5, 0.1, 1e39, 1e-50, 255, 2**11 + 1, 2**24 + 1, 2**31, 2**53 + 1, 2**62, 2**64 - 1]
+EDGES += ["", "x", "a\0", "YQA=", "YQ==", "2024-05-01", "2024-05-01T12:30:00.123456789"]
+
+
+@pytest.mark.parametrize(
+    "within",
+    [
+        lambda kind, value: (kind, value),
+        lambda kind, value: (Array(kind), [value]),
+        lambda kind, value: (Map(Array(kind)), {"k": [value]}),
+        lambda kind, value: (Object([Property("a", kind, required=False)]), {"a": value}),
+    ],
+    ids=["plain", "array", "map", "object"],
+)
+@pytest.mark.parametrize("ours", [*DataType, AnyType()], ids=str)
+def test_the_promise_holds_for_every_pair_of_types(ours, within):
+    for theirs in [*DataType, AnyType()]:
+        contract, other = (signature(ColSpec(within(kind, None)[0], "x")) for kind in (ours, theirs))
+        if not differences(contract, other, BACKWARD):
+            assert all(keeps_its_promise(contract, other, {"x": within(ours, value)[1]}) for value in EDGES)
+
+
+@PROMISE
+@given(ours=st.lists(TYPES, min_size=1, max_size=2), data=st.data())
+def test_the_promise_holds_for_columns_without_names(ours, data):
+    theirs = [data.draw(TYPES) if data.draw(st.booleans()) else kind for kind in ours]
+    contract, other = (signature(*(ColSpec(kind) for kind in kinds)) for kinds in (ours, theirs))
+    assume(not differences(contract, other, BACKWARD))
+    row = VALUES if len(ours) == 1 else st.tuples(*(VALUES for _ in ours)).map(list)
+    for body in (data.draw(row), data.draw(st.lists(row, max_size=2))):
+        assert keeps_its_promise(contract, other, body)
+        assert keeps_its_promise(contract, other, {"inputs": body})
+
+
+NUMBERS = ["bool", "int8", "uint8", "int32", "int64", "uint64", "float16", "float32", "float64"]
+NAMES = [*NUMBERS, "str", "bytes", "object", "datetime64[D]", "datetime64[ns]"]
+DTYPES = st.sampled_from(NAMES).map(np.dtype)
+SIZES = st.sampled_from([-1, 1, 2])
+LEAVES = VALUES | st.sampled_from([0, 1, 255, 2**11 + 1, 2**64 - 1, 1e-7, 65504.0, 70000.0])
+
+
+def tensor(shape):
+    if not shape:
+        return LEAVES
+    least, most = (0, 2) if shape[0] == -1 else (shape[0], shape[0])
+    return st.lists(tensor(shape[1:]), min_size=least, max_size=most)
+
+
+@PROMISE
+@given(kind=DTYPES, shape=st.lists(SIZES, min_size=1, max_size=2), name=st.sampled_from([None, "a"]), data=st.data())
+def test_the_promise_holds_for_tensors(kind, shape, name, data):
+    wider = [data.draw(st.sampled_from([size, -1])) for size in shape]
+    contract = signature(TensorSpec(kind, tuple(shape), name))
+    other = signature(TensorSpec(data.draw(DTYPES | st.just(kind)), tuple(wider), name))
+    assume(not differences(contract, other, BACKWARD))
+    batch = data.draw(tensor(shape))
+    assert keeps_its_promise(contract, other, {"inputs": batch if name is None else {name: batch}})
+
+
+@pytest.mark.parametrize("kind", NAMES)
+def test_the_promise_holds_for_every_pair_of_dtypes(kind):
+    for wide in NAMES:
+        contract, other = (signature(TensorSpec(np.dtype(each), (-1,))) for each in (kind, wide))
+        if not differences(contract, other, BACKWARD):
+            assert all(keeps_its_promise(contract, other, {"inputs": [value]}) for value in EDGES)
+
+
+DEFAULTS = {
+    "boolean": True,
+    "integer": 1,
+    "long": 1,
+    "float": 1.5,
+    "double": 0.5,
+    "string": "a",
+    "datetime": np.datetime64("2024-05-01T12:30:00"),
+}
+
+
+def param(name, kind, many):
+    default = DEFAULTS[kind]
+    return ParamSpec(name, kind, [default] if many else default, shape=(-1,) if many else None)
+
+
+PARAMS = st.lists(
+    st.builds(param, st.sampled_from("ab"), st.sampled_from(list(DEFAULTS)), st.booleans()),
+    max_size=2,
+    unique_by=lambda spec: spec.name,
+)
+
+
+@PROMISE
+@given(ours=PARAMS, theirs=PARAMS, same=st.booleans(), data=st.data())
+def test_the_promise_holds_for_params(ours, theirs, same, data):
+    if same:
+        known = {spec.name for spec in ours}
+        theirs = [*ours, *(spec for spec in theirs if spec.name not in known)]
+    contract, other = signature(PROMPT, params=ours), signature(PROMPT, params=theirs)
+    assume(not differences(contract, other, BACKWARD))
+    given_params = st.fixed_dictionaries({}, optional={spec.name: VALUES | st.lists(VALUES) for spec in ours})
+    assert keeps_its_promise(contract, other, {"inputs": {"prompt": "x"}, "params": data.draw(given_params)})

@@ -252,11 +252,33 @@ async def test_a_default_that_cannot_answer_its_own_example_is_not_ready(plane, 
         assert not made.ready
 
 
-async def test_a_large_body_is_parsed_off_the_event_loop(plane):
-    async with plane() as made:
-        values = ["x" * 100] * 5000
-        version, texts = await ask(made, None, *values)
-        assert (version, len(texts)) == ("1", 5000)
+async def test_others_are_answered_while_a_large_body_is_checked(plane):
+    async with plane(max_models=2) as made:
+        await ask(made, "2", "warm")
+        large = asyncio.create_task(ask(made, None, *["x" * 10] * 300_000))
+        waits = []
+        while not large.done():
+            started = time.monotonic()
+            await ask(made, "2", "a")
+            waits.append(time.monotonic() - started)
+        assert len((await large)[1]) == 300_000
+        assert len(waits) > 5
+        assert max(waits) < 1.0
+
+
+async def test_the_first_call_may_take_longer_than_any_other(plane, shelf):
+    version = shelf.log("slow start", Shout("slow", load_s=0), input_example=pd.DataFrame({"prompt": ["sleep 0.6"]}))
+    async with plane("slow start", version, request_timeout_s=0.3) as made:
+        assert made.ready
+
+
+async def test_an_example_that_fits_no_request_is_told(plane, shelf, caplog):
+    version = shelf.log(
+        "misfit", Shout("m"), signature=shelf_signature(), input_example=pd.DataFrame({"prompt": ["a"], "x": [1]})
+    )
+    async with plane("misfit", version) as made:
+        assert made.ready
+    assert "fits no request" in caplog.text
 
 
 async def test_answers_that_differ_from_the_declared_outputs_are_logged_once_and_counted(plane, shelf, caplog):

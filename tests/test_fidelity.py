@@ -8,6 +8,7 @@ import base64
 import datetime as dt
 import json
 import math
+import tracemalloc
 
 import mlflow.pyfunc
 import numpy as np
@@ -230,7 +231,8 @@ LEAVES = {
     "long": (ints(64), int),
     "float": (singles.map(np.float32), lambda v: None if np.isnan(v) else float(v)),
     "double": (doubles, lambda v: None if math.isnan(v) else v),
-    "string": (text.filter(lambda t: not t.endswith("\0")), lambda v: v),
+    "string": (text | text.map(lambda t: t + "\0"), lambda v: v),
+    "binary": (st.binary(max_size=4), lambda v: base64.b64encode(v).decode()),
     "datetime": (moments.map(lambda v: np.datetime64(v, "ns")), lambda v: pd.Timestamp(v).isoformat()),
 }
 
@@ -243,6 +245,11 @@ def same(one, other):
     if isinstance(one, list):
         return len(one) == len(other) and all(map(same, one, other))
     return type(one) is type(other) and (one == other or (pd.isna(one) and pd.isna(other)))
+
+
+def is_cut(leaf):
+    """Whether NumPy's arrays of strings and bytes lose the end of it."""
+    return isinstance(leaf, (str, bytes)) and leaf[-1:] in ("\0", b"\0")
 
 
 @pytest.mark.parametrize("name", LEAVES)
@@ -266,6 +273,11 @@ def test_nested_values_reach_the_model_as_from_python(endpoint, name, data):
         "map": {key: to_json(v) for key, v in mapped.items()},
         "object": {"a": to_json(one), "b": [to_json(v) for v in flat]},
     }
+    if any(map(is_cut, [*flat, *(leaf for inner in deep for leaf in inner)])):
+        with pytest.raises(InvalidRequest) as caught:
+            served.from_json(body)
+        assert all(error["message"] == "must not end in a NUL character" for error in caught.value.errors)
+        return
     expected = served.from_python(
         pd.DataFrame({key: pd.Series([value], dtype=object) for key, value in python.items()})
     )
@@ -286,7 +298,9 @@ def test_nested_values_reach_the_model_as_from_python(endpoint, name, data):
         (Array(Array("long")), [[1], ["2"]], [0, "x", 1, 0]),
         (Array("long"), None, [0, "x"]),
         (Array("long"), {"a": 1}, [0, "x"]),
-        (Map("long"), {"k": "v"}, [0, "x", "k"]),
+        (Map("long"), {"k": "v"}, [0, "x", "*"]),
+        (Map(Array("long")), {"k": [1, "v"]}, [0, "x", "*", 1]),
+        (Map("long"), {1: 1}, [0, "x"]),
         (Map("long"), [1], [0, "x"]),
         (Object([Property("a", DataType.long)]), {"a": 1, "b": 2}, [0, "x", "b"]),
         (Object([Property("a", DataType.long)]), {}, [0, "x", "a"]),
@@ -295,7 +309,7 @@ def test_nested_values_reach_the_model_as_from_python(endpoint, name, data):
 )
 def test_nested_values_that_do_not_fit_are_named_at_their_place(endpoint, type_, value, location):
     with pytest.raises(InvalidRequest) as caught:
-        endpoint(ColSpec(type_, "x")).from_json([{"x": value}])
+        endpoint(ColSpec(type_, "x")).schema.check([{"x": value}])
     assert caught.value.errors[0]["location"] == location
 
 
@@ -362,6 +376,28 @@ def test_a_tensor_reaches_the_model_as_from_python(endpoint, dtype, data):
     assert seen.dtype == expected.dtype == kind
     np.testing.assert_array_equal(seen, expected)
     assert answered == plain(expected)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "kept", "refused"),
+    [
+        ("datetime64[D]", "2024-05-01", "2024-05-01T12:30:00"),
+        ("datetime64[s]", "2024-05-01T12:30:01", "2024-05-01T12:30:00.5"),
+        ("datetime64[ns]", "2024-05-01T12:30:01.000000001", "2024-05-01T12:30:01.0000000001"),
+        ("datetime64[ps]", "1970-01-02T00:00:01", "2024-05-01"),
+        ("str", "a\0b", "a\0"),
+        ("bytes", "AGE=", "YQA="),
+        ("object", [1.5, {"a": None}], [1.5, {"a": float("inf")}]),
+    ],
+)
+def test_a_tensor_keeps_its_elements_or_refuses_them(endpoint, dtype, kept, refused):
+    served = endpoint(TensorSpec(np.dtype(dtype), (-1,)))
+    rows = served.schema.check({"inputs": [kept, kept]}).rows
+    said = base64.b64decode(kept) if dtype == "bytes" else kept
+    assert all(item == (np.datetime64(said).astype(dtype) if dtype.startswith("date") else said) for item in rows[0])
+    with pytest.raises(InvalidRequest) as caught:
+        served.schema.check({"inputs": [kept, refused]})
+    assert caught.value.errors[0]["location"] == ["inputs", 1]
 
 
 def test_named_tensors_come_by_name(endpoint):
@@ -575,3 +611,81 @@ def test_params_inside_a_row_are_told_where_they_belong(endpoint):
     served = endpoint(ColSpec("string", "x"), params=ParamSchema([ParamSpec("t", "long", 1)]))
     with pytest.raises(InvalidRequest, match='stands beside "inputs"'):
         served.from_json({"x": "a", "params": {"t": 1}})
+
+
+# --- faults ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("inputs", "body"),
+    [
+        ([ColSpec("string", "x")], b"[" + b",".join([b"1"] * 300_000) + b"]"),
+        ([ColSpec("string", "x")], b"[" + b",".join([b"{}"] * 300_000) + b"]"),
+        ([ColSpec("string", "x")], b"{" + b",".join(b'"%d":1' % n for n in range(200_000)) + b"}"),
+        ([ColSpec("long", f"c{n}", required=n > 0) for n in range(200)], b"[" + b",".join([b"{}"] * 100_000) + b"]"),
+        ([ColSpec(Array("string"), "x")], b'{"x":[' + b",".join([b"1"] * 1_000_000) + b"]}"),
+        ([ColSpec(Array(Array("string")), "x")], b'{"x":[' + b",".join([b"1"] * 1_000_000) + b"]}"),
+        ([ColSpec(Map("string"), "x")], b'{"x":{' + b",".join(b'"%d":1' % n for n in range(200_000)) + b"}}"),
+        ([TensorSpec(np.dtype("int8"), (-1,))], b'{"inputs":[' + b",".join([b"500"] * 500_000) + b"]}"),
+        (
+            [ColSpec("string", "s"), ColSpec("long", "x", required=False)],
+            b'[{"s":"a","x":1},' + b",".join([b'{"s":"a"}'] * 100_000) + b"]",
+        ),
+    ],
+)
+def test_a_body_full_of_faults_costs_little(inputs, body):
+    schema = RequestSchema(ModelSignature(inputs=Schema(inputs)))
+    decoded = from_json(body)
+    tracemalloc.start()
+    try:
+        with pytest.raises(InvalidRequest) as caught:
+            schema.check(decoded)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 20 * len(body)
+    assert 1 <= len(caught.value.args[0]) <= 20
+
+
+def test_faults_are_found_in_all_rows_and_counted_as_far_as_they_are_known():
+    schema = RequestSchema(ModelSignature(inputs=Schema([ColSpec("long", "n")])))
+    rows = [{"n": "x" if position in (0, 1500, 2500) else 1} for position in range(3000)]
+    with pytest.raises(InvalidRequest) as caught:
+        schema.check(rows)
+    assert [error["location"] for error in caught.value.errors] == [[0, "n"], [1500, "n"], [2500, "n"]]
+    assert caught.value.detail == "[0].n must be a whole number (and 2 more)."
+    with pytest.raises(InvalidRequest) as caught:
+        schema.check({"inputs": [{"n": None}] * 100})
+    assert len(caught.value.errors) == 20
+    assert caught.value.detail == "inputs[0].n must be a whole number (and more)."
+
+
+def test_names_that_a_caller_made_up_are_told_at_no_great_length():
+    schema = RequestSchema(ModelSignature(inputs=Schema([ColSpec("long", "n")])))
+    for body in ({"n": 1, "k" * 5000: 1}, {"inputs": {"n": 1}, "k" * 5000: 1}):
+        with pytest.raises(InvalidRequest) as caught:
+            schema.check(body)
+        assert caught.value.errors[0]["location"] == ["k" * 100]
+
+
+@pytest.mark.parametrize(
+    ("name", "sent", "said"),
+    [
+        ("long", 1.5, "must be a whole number"),
+        ("long", "5", "must be a whole number"),
+        ("integer", 2**31, "must be from -2147483648 to 2147483647"),
+        ("integer", 1e300, "must be from -2147483648 to 2147483647"),
+        ("long", 2**63, "and beyond 2**53 be written without a decimal point"),
+        ("long", 1e17, "and beyond 2**53 be written without a decimal point"),
+    ],
+)
+def test_whole_numbers_are_told_what_is_wrong_with_them(name, sent, said):
+    with pytest.raises(InvalidRequest) as caught:
+        RequestSchema(ModelSignature(inputs=Schema([ColSpec(name, "n")]))).check({"n": sent})
+    assert caught.value.errors[0]["message"].endswith(said)
+
+
+def test_zero_keeps_its_sign(endpoint):
+    for name in ("float", "double"):
+        seen, _ = endpoint(ColSpec(name, "x")).from_json([{"x": 0.0}, {"x": -0.0}])
+        assert [math.copysign(1, value) for value in seen["x"]] == [1, -1]

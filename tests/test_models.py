@@ -99,6 +99,29 @@ def test_a_version_that_brings_a_module_the_server_uses_is_refused(load, shelf, 
         load("shadow", number)
 
 
+def test_a_version_that_takes_the_place_of_pythons_own_library_is_refused(load, shelf, tmp_path):
+    assert "mailbox" not in sys.modules
+    number = log_speaker(shelf, tmp_path, "stdlib", "mailbox", "mine")
+    with pytest.raises(CodeConflict, match="'mailbox'"):
+        load("stdlib", number)
+
+
+class FailsToLoad(Speaks):
+    """Brings a module and cannot be loaded."""
+
+    def load_context(self, context):
+        raise RuntimeError
+
+
+def test_a_version_that_fails_to_load_keeps_no_name_from_others(load, shelf, tmp_path):
+    broken = write_module(tmp_path / "broken", "speaks_later", "broken")
+    fails = shelf.log("later", FailsToLoad("speaks_later"), code_paths=[str(broken)], input_example=None)
+    works = log_speaker(shelf, tmp_path, "later", "speaks_later", "works")
+    with pytest.raises(LoadFailed, match="RuntimeError"):
+        load("later", fails)
+    assert load("later", works).predict(text_frame("a"), None) == ["works"]
+
+
 def log_from_code(shelf, tmp_path, name, source):
     file = tmp_path / f"{name}.py"
     file.write_text(textwrap.dedent(source))

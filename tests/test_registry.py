@@ -20,7 +20,14 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import set_signature
 
 from registry_serve.downloaders import ArtifactCache
-from registry_serve.errors import ConfigurationError, LoadFailed, ModelNotFound, RegistryUnavailable, VersionNotFound
+from registry_serve.errors import (
+    ConfigurationError,
+    LoadFailed,
+    ModelNotFound,
+    RegistryUnavailable,
+    VersionForbidden,
+    VersionNotFound,
+)
 from registry_serve.policies import RegistryAddress, VersionPolicy
 from registry_serve.registry import (
     ModelVersion,
@@ -325,6 +332,14 @@ def test_versions_are_found_by_alias_and_listed_and_refused(place, open_registry
             registry.version(three, number, policy=VersionPolicy.of([1]))
         assert missing.value.members["available"] == ["@7", "@champion", "1"]
 
+    # what the policy does not allow, unless it is the default
+    only = VersionPolicy.of([9])
+    with pytest.raises(VersionForbidden):
+        registry.version(three, "2", policy=only)
+    assert registry.version(three, "2", policy=only, default=registry.version(three, "2")).number == "2"
+    with pytest.raises(VersionForbidden):
+        registry.version(three, "2", policy=only, default=registry.version(three, "1"))
+
 
 def test_a_model_that_does_not_exist_is_named(place, open_registry):
     registry = open_registry(place)
@@ -387,6 +402,8 @@ def test_missing_artifacts_are_no_missing_version(place, open_registry, name):
     for ask in (lambda: registry.version(name, "1"), lambda: registry.download(version)):
         with pytest.raises(LoadFailed, match="its artifacts are missing from the artifact store"):
             ask()
+    with pytest.raises(VersionForbidden):
+        registry.version(name, "1", policy=VersionPolicy("aliased"))
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,9 @@ from dataclasses import replace
 import pytest
 from mlflow.models import set_signature
 
+from registry_serve.cache import VersionState
+from registry_serve.contract import Contract
+from registry_serve.description import describe
 from registry_serve.errors import (
     Draining,
     LoadFailed,
@@ -21,7 +24,7 @@ from registry_serve.errors import (
 )
 from registry_serve.policies import RegistryAddress, VersionPolicy
 from registry_serve.registry import Registry, Resolver, impatient_http
-from registry_serve.registry.lookups import MOST_ANSWERS, Lookups
+from registry_serve.registry.lookups import MOST_ANSWERS, MOST_WAITING, RENEWAL_WAIT_S, Lookups
 from tests.mlflow_server import DOUBLE, TEXT, Place, embedded, shared_server
 
 ALL = VersionPolicy()
@@ -92,8 +95,12 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-async def make(registry, clock):
-    """Return a function that makes a resolver whose default is version 1; all are closed at the end."""
+async def make(registry, clock, monkeypatch):
+    """Return a function that makes a resolver whose default is version 1; all are closed at the end.
+
+    Renewals are waited for longer than by default: what these tests see must not hang on how busy the machine is.
+    """
+    monkeypatch.setattr("registry_serve.registry.lookups.RENEWAL_WAIT_S", 10)
     made = []
 
     def make_one(policy: VersionPolicy = ALL, model: str = "m", **changed) -> Resolver:
@@ -167,6 +174,30 @@ async def test_the_number_of_the_default_does_not_let_another_model_pass(make, p
     assert (await resolver.resolve(None)) is resolver.default
 
 
+async def test_a_forbidden_version_costs_no_look_at_its_artifacts(make, registry, place, monkeypatch):
+    place.register("hidden")
+    place.register("hidden")
+    resolver = make(VersionPolicy.of([3]), model="hidden")
+    files = place.files_of("hidden", "2")
+    files.rename(files.with_name("gone"))
+    read = []
+    monkeypatch.setattr("registry_serve.registry.client.read_card", lambda *source: read.append(source))
+    for text in ("2", "02"):
+        with pytest.raises(VersionForbidden):
+            await resolver.resolve(text)
+    with pytest.raises(VersionNotFound):
+        await resolver.resolve("9")
+    assert read == []
+
+
+async def test_the_card_of_a_default_outside_the_policy_is_read_again(make, place):
+    place.register("outside")
+    resolver = make(VersionPolicy.of([2]), model="outside")
+    with place.made_global():
+        set_signature(f"models:/{resolver.default.model_uuid}", TEXT)
+    assert (await resolver.resolve("1")).card.signature == TEXT
+
+
 async def test_versions_are_described_newest_first(make, registry):
     resolver = make()
     for _ in range(3):
@@ -212,15 +243,16 @@ async def test_an_alias_taken_away_forbids_its_version_within_seconds(make, cloc
         await resolver.resolve("2")
 
 
-async def test_a_no_is_believed_as_long_as_a_yes(make, registry, clock, place):
+async def test_a_no_is_believed_for_a_second(make, registry, clock, place):
     place.register("growing")
     resolver = make(model="growing")
     for _ in range(3):
         with pytest.raises(VersionNotFound):
             await resolver.resolve("2")
+        clock.now += 0.3
     assert registry.asked["2"] == 1
     place.register("growing")
-    clock.now += 5.1
+    clock.now += 0.2
     assert (await resolver.resolve("2")).number == "2"
 
 
@@ -331,8 +363,8 @@ async def test_a_flood_of_unknown_names_neither_grows_nor_pushes_out_what_is_kno
 
     lookups: Lookups[str, str] = Lookups(ask, RegistryAddress("unused"), clock)
     assert await lookups.get("good") == "GOOD"
-    for batch in range(0, 3 * MOST_ANSWERS, 256):
-        names = [f"bad-{batch + index}" for index in range(256)]
+    for batch in range(0, 3 * MOST_ANSWERS, MOST_WAITING):
+        names = [f"bad-{batch + index}" for index in range(MOST_WAITING)]
         answers = await asyncio.gather(*(lookups.get(name) for name in names), return_exceptions=True)
         assert all(isinstance(answer, VersionNotFound) for answer in answers)
     assert await lookups.get("good") == "GOOD"
@@ -353,12 +385,118 @@ async def test_a_flood_of_unknown_names_does_not_keep_known_ones_waiting(clock):
 
     lookups: Lookups[str, str] = Lookups(ask, RegistryAddress("unused"), clock)
     await lookups.get("good")
-    flood = [asyncio.create_task(lookups.get(f"bad-{index}")) for index in range(100)]
+    flood = [asyncio.create_task(lookups.get(f"bad-{index}")) for index in range(MOST_WAITING)]
     await asyncio.sleep(0.05)
     clock.now += 60
     assert await asyncio.wait_for(lookups.get("good"), 2) == "good"
     stuck.set()
     await asyncio.gather(*flood)
+    await lookups.aclose()
+
+
+async def test_time_in_line_is_no_slowness_of_the_registry():
+    def ask(name: str) -> str:
+        time.sleep(0.05)
+        if name.startswith("bad"):
+            raise VersionNotFound("m", name, ())
+        return name
+
+    # 60 questions in two threads take three time-outs; no single one takes half of one.
+    lookups: Lookups[str, str] = Lookups(ask, RegistryAddress("unused", timeout_s=0.5, fresh_for_s=0.3))
+    assert await lookups.get("known") == "known"
+    flood = [asyncio.create_task(lookups.get(f"bad-{index}")) for index in range(60)]
+    while not all(each.done() for each in flood):
+        assert await lookups.get("known") == "known"
+        await asyncio.sleep(0.02)
+    answers = await asyncio.gather(*flood, return_exceptions=True)
+    assert {type(answer) for answer in answers} == {VersionNotFound, RegistryUnavailable}
+    assert lookups.answered("known")
+    assert await lookups.get("new") == "new"
+    turned_away = next(i for i, answer in enumerate(answers) if isinstance(answer, RegistryUnavailable))
+    with pytest.raises(VersionNotFound):
+        await lookups.get(f"bad-{turned_away}")
+    await lookups.aclose()
+
+
+async def test_a_new_version_gets_its_turn_among_unknown_names():
+    def ask(name: str) -> str:
+        time.sleep(0.05)
+        if name.startswith("bad"):
+            raise VersionNotFound("m", name, ())
+        return name
+
+    lookups: Lookups[str, str] = Lookups(ask, RegistryAddress("unused", timeout_s=10))
+    flood = [asyncio.create_task(lookups.get(f"bad-{index}")) for index in range(50)]
+    await asyncio.sleep(0.01)
+    assert await lookups.get("new") == "new"
+    await asyncio.gather(*flood, return_exceptions=True)
+    await lookups.aclose()
+
+
+async def test_more_unknown_names_than_may_wait_are_turned_away_at_once_and_nothing_is_remembered_of_it():
+    stuck = threading.Event()
+
+    def ask(name: str) -> str:
+        if name.startswith("bad"):
+            stuck.wait(30)
+        return name
+
+    lookups: Lookups[str, str] = Lookups(ask, RegistryAddress("unused"))
+    await lookups.get("good")
+    flood = [asyncio.create_task(lookups.get(f"bad-{index}")) for index in range(MOST_WAITING + 2)]
+    await asyncio.sleep(0.05)
+    started = time.monotonic()
+    while len(lookups._in_line) < MOST_WAITING:
+        flood.append(asyncio.create_task(lookups.get(f"bad-{len(flood)}")))
+        await asyncio.sleep(0)
+    with pytest.raises(RegistryUnavailable, match="too many unknown versions"):
+        await lookups.get("one more")
+    assert time.monotonic() - started < 0.5
+    assert lookups._refused == {}
+    assert lookups.answered("good")
+    stuck.set()
+    await asyncio.gather(*flood, return_exceptions=True)
+    assert await lookups.get("one more") == "one more"
+    assert lookups._in_line == set()
+    await lookups.aclose()
+
+
+async def test_known_answers_do_not_wait_for_a_registry_that_hangs():
+    hanging, free = threading.Event(), threading.Event()
+
+    def ask(name: str) -> str:
+        if hanging.is_set():
+            free.wait(30)
+        if name == "deleted" and hanging.is_set():
+            raise VersionNotFound("m", name, ())
+        return name
+
+    lookups: Lookups[str, str] = Lookups(ask, RegistryAddress("unused", timeout_s=1.5, fresh_for_s=0.1))
+    for name in ("2", "deleted"):
+        await lookups.get(name)
+    hanging.set()
+    await asyncio.sleep(0.15)
+    started = time.monotonic()
+    assert await asyncio.gather(*(lookups.get("2") for _ in range(20))) == ["2"] * 20
+    assert RENEWAL_WAIT_S * 0.9 < time.monotonic() - started < RENEWAL_WAIT_S + 0.5
+    started = time.monotonic()
+    assert await lookups.get("2") == "2"
+    assert time.monotonic() - started < 0.1  # the call hangs already, and is known to
+    assert lookups.answered("2")
+
+    # A call that nobody waited for still counts when it returns.
+    assert await lookups.get("deleted") == "deleted"
+    free.set()
+    await asyncio.sleep(0.05)
+    with pytest.raises(VersionNotFound):
+        await lookups.get("deleted")
+
+    free.clear()
+    await asyncio.sleep(0.15)
+    await lookups.get("2")
+    await asyncio.sleep(1.5)
+    assert not lookups.answered("2")
+    free.set()
     await lookups.aclose()
 
 
@@ -430,6 +568,61 @@ async def test_a_registry_that_hangs_costs_one_timeout_and_not_one_for_each_refe
     assert (await resolver.resolve("2")).number == "2"
 
 
+# --- the description -----------------------------------------------------------------------------------------------
+
+
+async def test_the_description_tells_whether_the_registry_answers(make, registry, clock):
+    resolver = make()
+    contract = Contract(resolver.default)
+    assert (await describe(contract, resolver, {}))["registry_reachable"]
+    registry.away = True
+    clock.now += 5.1
+    described = await describe(contract, resolver, {})
+    assert not described["registry_reachable"]
+    assert [each["version"] for each in described["versions"]] == ["2", "1"]
+    registry.away = False
+    clock.now += 5.1
+    assert (await describe(contract, resolver, {}))["registry_reachable"]
+
+
+async def test_the_description_has_a_loaded_version_that_the_list_has_not_yet(make, place):
+    place.register("newest")
+    resolver = make(model="newest")
+    contract = Contract(resolver.default)
+    await describe(contract, resolver, {})
+    place.register("newest")
+    await resolver.resolve("2")
+    described = await describe(contract, resolver, {"1": VersionState.READY, "2": VersionState.READY})
+    assert [(each["version"], each["state"]) for each in described["versions"]] == [("2", "ready"), ("1", "ready")]
+    assert described["versions_not_shown"] == 0
+
+
+async def test_the_description_of_many_versions_leaves_a_thread_for_requests(place, monkeypatch):
+    class Slow(Registry):
+        def version(self, model, number, **options):
+            time.sleep(0.2)
+            return super().version(model, "1", **options)
+
+        def summaries(self, model):
+            (one,) = super().summaries(model)
+            return [replace(one, number=str(number), aliases=()) for number in range(12, 0, -1)]
+
+    place.register("many")
+    address = RegistryAddress(place.uri, timeout_s=0.9)
+    default = Registry(address).version("many", "1")
+    resolver = Resolver(Slow(address), "many", default, ALL, address)
+    page = asyncio.create_task(describe(Contract(default), resolver, {}))
+    await asyncio.sleep(0.1)
+    await resolver.resolve("13")
+    assert not page.done()
+    assert {each["unavailable"] for each in (await page)["versions"]} == {None}
+    assert resolver.reachable
+    await resolver.aclose()
+
+
+# --- the end -------------------------------------------------------------------------------------------------------
+
+
 async def test_closing_ends_the_wait_of_whoever_still_waits(make, registry):
     resolver = make()
     registry.gate.clear()
@@ -466,7 +659,7 @@ async def test_a_real_server_may_hang_stop_and_come_back():
                 await asyncio.sleep(0.6)
                 started = time.monotonic()
                 assert await resolver.resolve("latest") == known
-                assert time.monotonic() - started < 3
+                assert time.monotonic() - started < 1
 
             await asyncio.to_thread(server.stop)
             await asyncio.sleep(0.6)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from mlflow.pyfunc import PyFuncModel, load_model
 
 from registry_serve.errors import CodeConflict, LoadFailed
 from registry_serve.models import RefusedByModel
-from registry_serve.models.code_paths import CodeClash, claim, forget_repeated_paths
+from registry_serve.models.code_paths import CodeClash, claimed, forget_repeated_paths
 from registry_serve.registry import ModelVersion
 
 # MLflow hands a model that is made by running a file, and its sys.path entries, through globals of the process.
@@ -71,11 +72,11 @@ def _load(directory: Path) -> PyFuncModel:
 
 def _load_one_at_a_time(version: ModelVersion, directory: Path) -> PyFuncModel:
     with _globals_of_mlflow:
-        if version.card.code_paths:
-            claim(directory / _code_folder(directory))
+        names = claimed(directory / _code_folder(directory)) if version.card.code_paths else nullcontext()
         try:
-            _forget_last_model_from_code()
-            return _load(directory)
+            with names:
+                _forget_last_model_from_code()
+                return _load(directory)
         finally:
             forget_repeated_paths()
 

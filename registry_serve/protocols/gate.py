@@ -46,7 +46,8 @@ class ApiKeys:
     def open(self, authorization: str) -> bool:
         """Say whether an ``Authorization`` header holds one of the keys, with or without ``Bearer``."""
         scheme, _, rest = authorization.partition(" ")
-        given = (rest if scheme.lower() == "bearer" else authorization).strip().encode()
+        # Starlette decodes headers as latin-1; the file is UTF-8, and so is what clients send.
+        given = (rest if scheme.lower() == "bearer" else authorization).strip().encode("latin-1", "replace")
         # Every key is compared in full, so that the time taken tells nothing about any of them.
         matches = [hmac.compare_digest(given, key) for key in self._keys]
         return any(matches)
@@ -73,7 +74,7 @@ class Gate:
             return
         headers = Headers(scope=scope)
         request_id = headers.get("x-request-id", "")
-        if not _REQUEST_ID.fullmatch(request_id):
+        if not request_id or (self.label and not _REQUEST_ID.fullmatch(request_id)):
             request_id = str(uuid.uuid4())
         scope.setdefault("state", {})["request_id"] = request_id
         if self.label:
@@ -99,8 +100,10 @@ class Gate:
             return
         if self.keys is not None and not self.keys.open(headers.get("authorization", "")):
             raise Unauthenticated
+        # A page of another site cannot set x-forwarded-host without asking first; a proxy in front of us does.
+        own = (headers.get("host"), headers.get("x-forwarded-host"))
         origin = headers.get("origin")
-        if origin is not None and scope["method"] != "GET" and urlsplit(origin).netloc != headers.get("host"):
+        if origin is not None and scope["method"] != "GET" and urlsplit(origin).netloc not in own:
             raise ForeignOrigin
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
@@ -52,8 +53,7 @@ def native_app(plane: DataPlane, title: str, keys: ApiKeys | None = None, *, beh
 def _routes(plane: DataPlane) -> list[tuple[str, Endpoint, str]]:
     async def predict(request: Request) -> Response:
         reference = requested_version(request)
-        body = await read_body(request, plane.limits.max_body_bytes)
-        answer = await plane.predict(reference, body)
+        answer = await plane.predict(reference, partial(read_body, request, plane.limits.max_body_bytes))
         return Response(answer.body, headers={"serve-model-version": answer.version}, media_type="application/json")
 
     async def model(request: Request) -> Response:

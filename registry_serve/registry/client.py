@@ -17,7 +17,7 @@ import mlflow.artifacts
 from mlflow import MlflowClient
 
 from registry_serve.downloaders import ArtifactCache, local_directory
-from registry_serve.errors import ConfigurationError, ModelNotFound, VersionNotFound
+from registry_serve.errors import ConfigurationError, ModelNotFound, VersionForbidden, VersionNotFound
 from registry_serve.policies import RegistryAddress, VersionPolicy
 from registry_serve.registry.answers import NotInRegistry, asking, reading_artifacts
 from registry_serve.registry.cards import MLMODEL, ArtifactsMissing, list_files, read_card
@@ -66,7 +66,13 @@ class Registry:
         return sorted(models, key=lambda model: model.name)
 
     def version(
-        self, model: str, number: str, *, known: ModelVersion | None = None, policy: VersionPolicy = _ALL
+        self,
+        model: str,
+        number: str,
+        *,
+        known: ModelVersion | None = None,
+        policy: VersionPolicy = _ALL,
+        default: ModelVersion | None = None,
     ) -> ModelVersion:
         """Return one version with its card. Reads metadata only, never weights.
 
@@ -74,19 +80,23 @@ class Registry:
             model: the registered model's name.
             number: the version, canonical.
             known: an earlier record; its card is taken over if it is of the same registration.
-            policy: decides which references an error names as available.
+            policy: which versions may be read, and which references an error names as available.
+            default: allowed whatever the policy says, if it is still the same registration.
 
         Raises:
             ModelNotFound: there is no such model.
             VersionNotFound: there is no such version, or it is not ready.
+            VersionForbidden: it exists, but the policy does not allow it; nothing of its artifacts was read.
             LoadFailed: the version exists, but its artifacts do not, or its ``MLmodel`` file is not readable.
             RegistryUnavailable: the registry or the artifact store does not answer.
         """
         found = self._registered_version(model, number, policy)
         aliases = tuple(sorted(found.aliases))
         created = _moment(found.creation_timestamp)
-        # A registration never changes; a model deleted and made again has versions registered at other moments.
-        if known is not None and (known.model, known.number, known.created) == (model, number, created):
+        is_default = default is not None and default.is_registration(model, number, created)
+        if not is_default and not policy.allows(number, aliases):
+            raise VersionForbidden(model, number, str(policy))
+        if known is not None and known.is_registration(model, number, created):
             return replace(known, aliases=aliases)
         source = self._location(model, number)
         with reading_artifacts(model, number):

@@ -94,6 +94,13 @@ class ModelVersion:
         """The identity under which caches and batches keep it."""
         return VersionKey(self.model, self.number, self.model_uuid, self.revision)
 
+    def is_registration(self, model: str, number: str, created: datetime) -> bool:
+        """Tell whether what the registry has under this name and number is still what it had for this record.
+
+        A registration never changes; a model deleted and made again has versions registered at other moments.
+        """
+        return (self.model, self.number, self.created) == (model, number, created)
+
 
 @dataclass(frozen=True)
 class VersionSummary:

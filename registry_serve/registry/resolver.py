@@ -52,8 +52,7 @@ class Resolver:
         self.default = default
         self.policy = policy
         self._clock = clock
-        self._cards = _Cards(registry, model, policy, clock)
-        self._cards.keep(default, read_at=float("-inf"))
+        self._cards = _Cards(registry, default, policy, clock)
         self._versions: Lookups[Reference, ModelVersion] = Lookups(self._look_up, address, clock)
         # While the registry has never answered, the default's number means what it meant when the class was built.
         self._versions.assume(Reference("number", default.number), default)
@@ -95,6 +94,11 @@ class Resolver:
         """
         return list(await self._lists.get(self.model))
 
+    @property
+    def reachable(self) -> bool:
+        """False while what ``describe`` returns is only what the registry said before it stopped answering."""
+        return self._lists.answered(self.model)
+
     async def aclose(self) -> None:
         """Stop asking; whoever still waits gets ``Draining``."""
         await self._versions.aclose()
@@ -102,8 +106,8 @@ class Resolver:
 
     def _is_allowed(self, version: ModelVersion) -> bool:
         # The number alone would let a model pass that was made again under the same name.
-        default = (self.default.number, self.default.model_uuid)
-        return (version.number, version.model_uuid) == default or self.policy.allows(version.number, version.aliases)
+        is_default = self.default.is_registration(version.model, version.number, version.created)
+        return is_default or self.policy.allows(version.number, version.aliases)
 
     async def _available(self) -> tuple[str, ...]:
         """List what a client could have asked for; nothing while the registry does not answer."""
@@ -120,13 +124,16 @@ class Resolver:
 class _Cards:
     """Versions by number, whose cards are read again only once in a while. Used from several threads."""
 
-    def __init__(self, registry: Registry, model: str, policy: VersionPolicy, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, registry: Registry, default: ModelVersion, policy: VersionPolicy, clock: Callable[[], float]
+    ) -> None:
         self._registry = registry
-        self._model = model
+        self._default = default
         self._policy = policy
         self._clock = clock
         self._lock = threading.Lock()
         self._kept: OrderedDict[str, tuple[float, ModelVersion]] = OrderedDict()
+        self.keep(default, read_at=float("-inf"))
 
     def keep(self, version: ModelVersion, read_at: float) -> None:
         with self._lock:
@@ -153,4 +160,5 @@ class _Cards:
         return version
 
     def _ask(self, number: str, known: ModelVersion | None) -> ModelVersion:
-        return self._registry.version(self._model, number, known=known, policy=self._policy)
+        default = self._default
+        return self._registry.version(default.model, number, known=known, policy=self._policy, default=default)

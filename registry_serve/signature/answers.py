@@ -25,7 +25,8 @@ import decimal
 import enum
 import math
 import uuid
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any
 
@@ -35,8 +36,9 @@ from mlflow.types import Schema
 from mlflow.types.schema import Array, ColSpec, TensorSpec
 from pydantic import BaseModel
 
+from registry_serve.signature.scalars import Target
 from registry_serve.signature.tensors import Tensor
-from registry_serve.signature.types import Target, form_of
+from registry_serve.signature.types import form_of
 
 _AS_STRINGS = (decimal.Decimal, uuid.UUID)
 
@@ -53,17 +55,36 @@ def answer(prediction: Any, count: int, outputs: Schema | None) -> Any:
         TypeError: the prediction holds something without a JSON form.
     """
     if isinstance(prediction, pd.DataFrame):
-        return _records({str(name): prediction[name] for name in prediction.columns}, len(prediction))
+        return _frame_records(prediction)
     if isinstance(prediction, Mapping) and _is_columns(prediction, count, outputs):
-        return _records(prediction, count)
+        return _records(list(prediction), list(prediction.values()), count)
     return plain(prediction)
 
 
-def _records(columns: Mapping[Any, Any], count: int) -> list[dict[str, Any]]:
-    names = [str(name) for name in columns]
-    if not names:
+def _frame_records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    # By position: of two columns with one name, the name would give both.
+    return _records(list(frame.columns), [frame.iloc[:, position] for position in range(frame.shape[1])], len(frame))
+
+
+def _records(names: Sequence[Any], columns: Sequence[Any], count: int) -> list[dict[str, Any]]:
+    keys = _keys(names, "columns")
+    if not keys:
         return [{} for _ in range(count)]
-    return [dict(zip(names, values, strict=True)) for values in zip(*map(plain, columns.values()), strict=True)]
+    return [dict(zip(keys, values, strict=True)) for values in zip(*map(plain, columns), strict=True)]
+
+
+def _keys(names: Sequence[Any], what: str) -> list[str]:
+    keys = [_key(name) for name in names]
+    if len(set(keys)) < len(keys):
+        twice = next(key for key, times in Counter(keys).items() if times > 1)
+        raise TypeError(f"two {what} are called {twice!r}, which has no JSON form")
+    return keys
+
+
+def _key(name: Any) -> str:
+    while isinstance(name, enum.Enum):
+        name = name.value
+    return str.__str__(name) if isinstance(name, str) else str(name)
 
 
 def _is_columns(prediction: Mapping[Any, Any], count: int, outputs: Schema | None) -> bool:
@@ -84,12 +105,16 @@ def plain(value: Any) -> Any:
     Raises:
         TypeError: something without a JSON form.
     """
-    if value is None or isinstance(value, (str, bool)) or type(value) is int:
-        return str(value) if isinstance(value, str) else value
+    if value is None or type(value) in (str, bool, int):
+        return value
+    if isinstance(value, enum.Enum):  # before the plain types: of a class that is both, str() is the member's name
+        return plain(value.value)
+    if isinstance(value, str):
+        return str.__str__(value)
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return dict(zip(_keys(list(value), "keys"), map(plain, value.values()), strict=True))
     if isinstance(value, (list, tuple, AbstractSet)):
         return [plain(item) for item in value]
     if isinstance(value, np.ndarray):
@@ -102,6 +127,9 @@ def plain(value: Any) -> Any:
 def _plain_array(array: np.ndarray[Any, Any]) -> Any:
     if array.dtype.kind in "biu":
         return array.tolist()
+    if array.dtype.kind == "f" and array.dtype.itemsize > 8:
+        with np.errstate(over="ignore"):
+            array = array.astype(np.float64)  # tolist() knows no plain form of a long double
     if array.dtype.kind == "f" and np.isfinite(array).all():
         return array.tolist()
     if array.ndim == 0:
@@ -123,8 +151,6 @@ def _plain_scalar(value: Any) -> Any:
         return base64.b64encode(value).decode("ascii")
     if isinstance(value, (np.integer, np.bool_, np.floating)):
         return plain(value.item()) if not isinstance(value, np.longdouble) else plain(float(value))
-    if isinstance(value, enum.Enum):
-        return plain(value.value)
     if isinstance(value, _AS_STRINGS):
         return str(value)
     return _plain_container(value)
@@ -134,7 +160,7 @@ def _plain_container(value: Any) -> Any:
     if isinstance(value, int):
         return int(value)
     if isinstance(value, pd.DataFrame):
-        return _records({str(name): value[name] for name in value.columns}, len(value))
+        return _frame_records(value)
     if isinstance(value, BaseModel):
         return plain(value.model_dump())
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

@@ -59,6 +59,7 @@ def differences(
     compatibility: Compatibility = Compatibility.EXACT,
     *,
     from_type_hint: tuple[bool, bool] = (False, False),
+    one_row: tuple[bool, bool] = (False, False),
 ) -> list[Difference]:
     """Compare another version's signature with the contract.
 
@@ -68,6 +69,7 @@ def differences(
         compatibility: what counts as a difference.
         from_type_hint: for the two signatures, whether MLflow made them from type hints; such a model takes another
             form of input.
+        one_row: for the two signatures, whether their models take one row per request only.
 
     Returns:
         The differences that break the contract; an empty list if there are none.
@@ -75,6 +77,7 @@ def differences(
     exact = compatibility is Compatibility.EXACT
     return [
         *_inputs(contract.inputs, other.inputs, exact, from_type_hint),
+        *_row_count(exact, one_row),
         *_params(contract, other, exact),
         *_outputs(contract.outputs, other.outputs, exact),
     ]
@@ -117,6 +120,14 @@ def _inputs(
         message = f"a column's name turns the envelope's key {keys[0]} into {keys[1]}"
         yield Difference("inputs", None, "form", keys[0], keys[1], message)
     yield from _columns("inputs", contract, other, exact, _accepts)
+
+
+def _row_count(exact: bool, one_row: tuple[bool, bool]) -> Iterator[Difference]:
+    if one_row[0] == one_row[1] or (one_row[0] and not exact):
+        return
+    expected, found = ("one row" if one else "any number of rows" for one in one_row)
+    message = f"inputs are {found} per request, not {expected}"
+    yield Difference("inputs", None, "form", expected, found, message)
 
 
 def _outputs(contract: Schema | None, other: Schema | None, exact: bool) -> Iterator[Difference]:
@@ -263,7 +274,7 @@ def _params(contract: ModelSignature, other: ModelSignature, exact: bool) -> Ite
         else:
             yield from _param(name, spec, found[name], exact)
     if exact:
-        for name in found.keys() - expected.keys():
+        for name in (name for name in found if name not in expected):
             kind = _typed(found[name].dtype)
             yield Difference("params", name, "added", None, kind, f"param {name!r} ({kind}) is new")
 

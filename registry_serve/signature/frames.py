@@ -6,7 +6,7 @@ cannot hold a missing value in an integer column at all, so nothing is left to p
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,10 +56,10 @@ class Column:
         return isinstance(self.type, DataType)
 
 
-def rows_without_whole_number(column: Column, rows: Sequence[Mapping[str, Any]]) -> list[int]:
-    """Return the positions of the rows that lack a whole number which other rows of the same request bring."""
-    missing = [position for position, row in enumerate(rows) if row.get(column.key) is None]
-    return missing if len(missing) < len(rows) else []
+def rows_without_whole_number(column: Column, rows: Sequence[Mapping[str, Any]]) -> Iterator[int]:
+    """Yield the positions of the rows that lack a whole number which other rows of the same request bring."""
+    if any(row.get(column.key) is not None for row in rows):
+        yield from (position for position, row in enumerate(rows) if row.get(column.key) is None)
 
 
 def frame(columns: Sequence[Column], rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:

@@ -17,13 +17,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, ClassVar, Protocol
 
 from mlflow.models import ModelSignature
 
 from registry_serve.errors import InvalidRequest
 from registry_serve.signature.frames import Column
-from registry_serve.signature.rows import NamedColumns, Place, UnnamedColumn, UnnamedColumns, Values, fault
+from registry_serve.signature.rows import NamedColumns, Place, UnnamedColumn, UnnamedColumns, Values, fault, located
 from registry_serve.signature.tensors import Tensor, WrongTensor
 
 
@@ -109,11 +110,13 @@ class Tensors:
             return [self._array(self.tensors[0], value, place)]
         if not isinstance(value, dict):
             raise fault(place, "must be an object with one array for each tensor")
-        names = {str(tensor.name) for tensor in self.tensors}
-        wrong = [((*place, name), "is required") for name in sorted(names - value.keys())]
-        wrong += [((*place, name), "is not in the model's signature") for name in sorted(value.keys() - names)]
-        if wrong:
-            raise InvalidRequest([{"location": list(where), "message": message} for where, message in wrong])
+        names = [str(tensor.name) for tensor in self.tensors]
+        faults = [located((*place, name), "is required") for name in names if name not in value]
+        unknown = (name for name in value if name not in names)
+        message = "is not in the model's signature"
+        faults += [located((*place, name), message) for name in islice(unknown, InvalidRequest.MOST_ERRORS)]
+        if faults:
+            raise InvalidRequest(faults, sum(1 for _ in unknown))
         return [
             {
                 tensor.name: self._array(tensor, value[str(tensor.name)], (*place, str(tensor.name)))

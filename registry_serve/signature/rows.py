@@ -9,13 +9,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from typing import Any, ClassVar
 
 from pydantic_core import SchemaValidator, ValidationError, core_schema
 
 from registry_serve.errors import InvalidRequest
 from registry_serve.signature.frames import Column, frame, rows_without_whole_number
-from registry_serve.signature.types import Form, Target, form_of
+from registry_serve.signature.scalars import Form, Target
+from registry_serve.signature.types import form_of, object_core
 
 Place = tuple[str | int, ...]
 
@@ -29,6 +31,11 @@ _MESSAGES = {
 }
 
 
+# Rows are checked a thousand at a time: in between, other threads have their turn.
+_CHUNK = 1000
+_LONGEST_NAME = 100
+
+
 def check(validator: SchemaValidator, value: Any, place: Place) -> Any:
     """Run a check; its errors come back at their place in the body, without the values.
 
@@ -40,16 +47,21 @@ def check(validator: SchemaValidator, value: Any, place: Place) -> Any:
     except ValidationError as error:
         faults = error.errors(include_url=False, include_context=False, include_input=False)
         raise InvalidRequest(
-            [
-                {"location": [*place, *fault["loc"]], "message": _MESSAGES.get(fault["type"], fault["msg"])}
-                for fault in faults
-            ]
+            [located((*place, *fault["loc"]), _MESSAGES.get(fault["type"], fault["msg"])) for fault in faults]
         ) from None
+
+
+def located(place: Place, message: str) -> Mapping[str, Any]:
+    """Return one fault. A name that the caller made up is told, but not at any length."""
+    return {
+        "location": [step[:_LONGEST_NAME] if isinstance(step, str) else step for step in place],
+        "message": message,
+    }
 
 
 def fault(place: Place, message: str) -> InvalidRequest:
     """Return the error for a single fault."""
-    return InvalidRequest([{"location": list(place), "message": message}])
+    return InvalidRequest([located(place, message)])
 
 
 def column_form(column: Column, target: Target = Target.COLUMN) -> Form:
@@ -85,7 +97,7 @@ class _Rows(ABC):
 
     @cached_property
     def _many(self) -> SchemaValidator:
-        return SchemaValidator(core_schema.list_schema(self.row_form.core, strict=True))
+        return SchemaValidator(core_schema.list_schema(self.row_form.core, strict=True, fail_fast=True))
 
     @property
     def row_json(self) -> dict[str, Any]:
@@ -97,8 +109,38 @@ class _Rows(ABC):
     def rows(self, value: Any, place: Place) -> list[Any]:
         if self.is_one_row(value):
             return [check(self._one, value, place)]
-        rows: list[Any] = check(self._many, value, place)
+        if not isinstance(value, list):
+            raise fault(place, "must be an array")
+        return self._checked(value, place)
+
+    def _checked(self, value: list[Any], place: Place) -> list[Any]:
+        """Check many rows, until there are as many faults as an answer names."""
+        rows: list[Any] = []
+        wrong: list[InvalidRequest] = []
+        named, start = 0, 0
+        while start < len(value) and named < InvalidRequest.MOST_ERRORS:
+            chunk = value[start : start + _CHUNK]
+            try:
+                checked = self._many.validate_python(chunk)
+            except ValidationError as error:
+                start += int(error.errors(include_url=False, include_context=False, include_input=False)[0]["loc"][0])
+                wrong.append(self._faults(value[start], (*place, start)))
+                named += len(wrong[-1].errors)
+                start += 1
+            else:
+                start += len(chunk)
+                if not wrong:
+                    rows += checked
+        if wrong:
+            raise InvalidRequest.together(wrong, complete=start >= len(value))
         return rows
+
+    def _faults(self, row: Any, place: Place) -> InvalidRequest:
+        try:
+            check(self._one, row, place)
+        except InvalidRequest as error:
+            return error
+        raise AssertionError("a row that does not fit among others fits alone")
 
 
 @dataclass(frozen=True)
@@ -117,7 +159,7 @@ class NamedColumns(_Rows):
         required = [column.key for column in self.columns if column.required]
         fields = {key: core_schema.typed_dict_field(form.core, required=key in required) for key, form in forms.items()}
         return Form(
-            core_schema.typed_dict_schema(fields, extra_behavior="forbid", strict=True),
+            object_core(fields),
             {
                 "type": "object",
                 "properties": {key: form.json for key, form in forms.items()},
@@ -131,17 +173,16 @@ class NamedColumns(_Rows):
 
     def rows(self, value: Any, place: Place) -> list[Mapping[str, Any]]:
         rows = super().rows(value, place)
-        faults = [
-            {
-                "location": [*place, position, column.key],
-                "message": "must be given in all rows or in none: whole numbers cannot be missing in some",
-            }
+        message = "must be given in all rows or in none: whole numbers cannot be missing in some"
+        lacking = (
+            located((*place, position, column.key), message)
             for column in self.columns
             if column.cannot_be_missing and not column.required and len(rows) > 1
             for position in rows_without_whole_number(column, rows)
-        ]
+        )
+        faults = list(islice(lacking, InvalidRequest.MOST_ERRORS))
         if faults:
-            raise InvalidRequest(faults)
+            raise InvalidRequest(faults, 0 if next(lacking, None) is None else None)
         return rows
 
     def data(self, rows: list[Any]) -> Any:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 from mlflow.models import ModelSignature
@@ -14,8 +15,9 @@ from pydantic_core import SchemaValidator, core_schema, from_json
 
 from registry_serve.errors import InvalidRequest, MalformedJSON
 from registry_serve.signature.inputs import Inputs, NoInputs, Tensors, inputs_of
-from registry_serve.signature.rows import Place, check, fault
-from registry_serve.signature.types import Form, Target, form_of
+from registry_serve.signature.rows import Place, check, fault, located
+from registry_serve.signature.scalars import Form, Target
+from registry_serve.signature.types import form_of, object_core
 
 _POSITION = re.compile(r"(?P<reason>.*) at line (?P<line>\d+) column (?P<column>\d+)", re.DOTALL)
 
@@ -117,11 +119,12 @@ class RequestSchema:
         return self.params_key if isinstance(self.inputs, NoInputs) else self.inputs_key
 
     def _open(self, envelope: dict[str, Any]) -> Request:
-        faults: list[Mapping[str, Any]] = [
-            {"location": [key], "message": f"is neither {self.inputs_key!r} nor {self.params_key!r}"}
-            for key in envelope
-            if key not in (self.inputs_key, self.params_key)
-        ]
+        wrong: list[InvalidRequest] = []
+        unknown = (key for key in envelope if key not in (self.inputs_key, self.params_key))
+        message = f"is neither {self.inputs_key!r} nor {self.params_key!r}"
+        faults = [located((key,), message) for key in islice(unknown, InvalidRequest.MOST_ERRORS)]
+        if faults:
+            wrong.append(InvalidRequest(faults, sum(1 for _ in unknown)))
         rows: list[Any] = []
         params: dict[str, Any] | None = None
         try:
@@ -130,14 +133,14 @@ class RequestSchema:
             elif not isinstance(self.inputs, NoInputs):
                 raise fault((self.inputs_key,), "is required")
         except InvalidRequest as error:
-            faults += error.args[0]
+            wrong.append(error)
         try:
             if self.params_key in envelope:
                 params = check(self._params, envelope[self.params_key], (self.params_key,))
         except InvalidRequest as error:
-            faults += error.args[0]
-        if faults:
-            raise InvalidRequest(faults)
+            wrong.append(error)
+        if wrong:
+            raise InvalidRequest.together(wrong)
         return self._request(rows, params, (self.inputs_key,))
 
     def _request(self, rows: list[Any], params: dict[str, Any] | None, place: Place) -> Request:
@@ -157,7 +160,7 @@ class RequestSchema:
             fields[spec.name] = core_schema.typed_dict_field(form.core, required=False)
             properties[spec.name] = form.json | {"default": _json_default(spec.default)}
         return Form(
-            core_schema.typed_dict_schema(fields, extra_behavior="forbid", strict=True),
+            object_core(fields),
             {"type": "object", "properties": properties, "additionalProperties": False},
         )
 
@@ -171,7 +174,7 @@ def _param_form(spec: ParamSpec) -> Form:
     if spec.shape is None:
         return form_of(spec.dtype, Target.PYTHON, nullable=True)
     item = form_of(spec.dtype, Target.PYTHON, nullable=True)
-    return Form(core_schema.list_schema(item.core, strict=True), {"type": "array", "items": item.json})
+    return Form(core_schema.list_schema(item.core, strict=True, fail_fast=True), {"type": "array", "items": item.json})
 
 
 def _json_default(default: Any) -> Any:

@@ -8,17 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from mlflow.types.schema import DataType, TensorSpec
-from pydantic_core import SchemaValidator, ValidationError, core_schema
+from mlflow.types.schema import AnyType, DataType, TensorSpec
+from pydantic_core import PydanticCustomError, SchemaValidator, ValidationError, core_schema
 
 from registry_serve.errors import SignatureUnsupported
-from registry_serve.signature.types import Form, Target, form_of, real_number, whole_number
+from registry_serve.signature.scalars import Form, Target, converted, real_number, whole_number, without_final_nul
+from registry_serve.signature.types import form_of
+
+# Elements are checked some thousands at a time: in between, other threads have their turn.
+_CHUNK = 10_000
 
 
 class WrongTensor(ValueError):
@@ -92,17 +96,19 @@ class Tensor:
         return _filled(items, np.dtype("O"))
 
     def _checked(self, leaves: list[Any], sizes: tuple[int, ...]) -> list[Any]:
-        try:
-            checked: list[Any] = self.leaves.validate_python(leaves)
-        except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]
-            raise WrongTensor(_place(int(first["loc"][0]), sizes), first["msg"]) from None
+        checked: list[Any] = []
+        for start in range(0, len(leaves), _CHUNK):
+            try:
+                checked += self.leaves.validate_python(leaves[start : start + _CHUNK])
+            except ValidationError as error:
+                first = error.errors(include_url=False, include_input=False)[0]
+                raise WrongTensor(_place(start + int(first["loc"][0]), sizes), first["msg"]) from None
         return checked
 
     @cached_property
     def leaves(self) -> SchemaValidator:
         """The check of all elements, flattened."""
-        return SchemaValidator(core_schema.list_schema(self.element.core))
+        return SchemaValidator(core_schema.list_schema(self.element.core, fail_fast=True))
 
 
 def _filled(items: list[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
@@ -137,6 +143,19 @@ def _place(position: int, sizes: Sequence[int]) -> tuple[int, ...]:
     return tuple(int(index) for index in np.unravel_index(position, sizes)) if sizes else ()
 
 
+def _held(dtype: np.dtype[Any], moment: Any) -> Any:
+    """Accept the moments that the unit of a datetime64 holds exactly: of days, no hours."""
+    if np.datetime_data(dtype)[0] == "generic":
+        return moment
+    try:
+        held = moment.astype(dtype)
+        if held.astype(moment.dtype) == moment:
+            return held
+    except OverflowError:
+        pass
+    raise PydanticCustomError("type", f"must be a moment that {dtype} can hold exactly")
+
+
 def _element(dtype: np.dtype[Any]) -> Form:
     if dtype.kind == "b":
         return form_of(DataType.boolean, Target.COLUMN)
@@ -146,9 +165,10 @@ def _element(dtype: np.dtype[Any]) -> Form:
     if dtype.name in ("float16", "float32", "float64"):
         return real_number(dtype.name)
     if dtype.kind in "US":
-        return form_of(DataType.string if dtype.kind == "U" else DataType.binary, Target.COLUMN)
+        return without_final_nul(form_of(DataType.string if dtype.kind == "U" else DataType.binary, Target.COLUMN))
     if dtype.kind == "M":
-        return form_of(DataType.datetime, Target.NESTED)
+        moment = form_of(DataType.datetime, Target.NESTED)
+        return Form(converted(moment.core, partial(_held, dtype)), moment.json)
     if dtype.kind == "O":
-        return Form(core_schema.any_schema(), {})
+        return form_of(AnyType(), Target.COLUMN)  # type: ignore[no-untyped-call]
     raise SignatureUnsupported(f"A tensor of dtype {dtype} has no JSON form.")
