@@ -55,9 +55,13 @@ async def test_loaded_versions_keep_answering_while_the_registry_is_away(plane, 
                     await ask(made, unknown_or_unloaded)
                 assert caught.value.retry_after
                 assert time.monotonic() - started < 10
+            await asyncio.sleep(5.5)  # until the list is asked for again
+            await made.describe()
+            await asyncio.sleep(3)  # the call goes on when the page has been answered
             described = await made.describe()
             assert described["default_version"] == "1"
             assert not described["registry_reachable"]
+            assert [each["version"] for each in described["versions"]] == ["3", "2", "1"]
             far.start()
             await asyncio.sleep(5.5)
             assert await ask(made, "3") == "three:a"
