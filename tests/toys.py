@@ -1,6 +1,7 @@
 """Small pyfunc models for tests. They travel by value: replicas cannot import this module."""
 
 import json
+import os
 import sys
 import time
 from contextlib import contextmanager
@@ -82,7 +83,8 @@ class WithParams(PythonModel):
 
 @contextmanager
 def mlflow_at(uri):
-    """Point MLflow's globals at a registry for a while."""
+    """Point MLflow's globals at a registry for a while, and its variables, which processes we start would inherit."""
+    variables = {name: os.environ.get(name) for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")}
     before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
@@ -91,6 +93,10 @@ def mlflow_at(uri):
     finally:
         mlflow.set_tracking_uri(before[0])
         mlflow.set_registry_uri(before[1])
+        for name, value in variables.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
 class Shelf:
