@@ -36,6 +36,24 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
+@contextmanager
+def made_global(uri: str) -> Iterator[None]:
+    """Let MLflow's module functions, which know global addresses only, work at one; started processes inherit none."""
+    before = {name: os.environ.get(name) for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")}
+    uris = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(uris[0])
+        mlflow.set_registry_uri(uris[1])
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
 class Echo(mlflow.pyfunc.PythonModel):
     """Answers what it is given."""
 
@@ -58,7 +76,7 @@ class Place:
 
     def register(self, name: str, *, python_model: Any = None, signature: Any = DOUBLE, **log_model: Any) -> str:
         """Log a model and register it; return its version. ``signature=None`` lets MLflow infer one, or none."""
-        with self.made_global():
+        with made_global(self.uri):
             if mlflow.get_experiment_by_name("tests") is None:
                 location = None if self.uri.startswith("http") else str(self.artifacts)
                 mlflow.create_experiment("tests", artifact_location=location)
@@ -86,23 +104,6 @@ class Place:
         """Change what no client can change, in the database itself."""
         with closing(sqlite3.connect(self.database)) as connection, connection:
             connection.execute(statement, values)
-
-    @contextmanager
-    def made_global(self) -> Iterator[None]:
-        """Let MLflow's module functions, which know global addresses only, work here."""
-        before = {name: os.environ.get(name) for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")}
-        uris = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
-        mlflow.set_tracking_uri(self.uri)
-        mlflow.set_registry_uri(self.uri)
-        try:
-            yield
-        finally:
-            mlflow.set_tracking_uri(uris[0])
-            mlflow.set_registry_uri(uris[1])
-            for name, value in before.items():
-                os.environ.pop(name, None)
-                if value is not None:
-                    os.environ[name] = value
 
 
 def embedded(directory: Path) -> Place:

@@ -40,7 +40,7 @@ from registry_serve.registry import (
 )
 from registry_serve.registry.answers import asking, reading_artifacts
 from registry_serve.registry.patience import patient_downloads
-from tests.mlflow_server import DOUBLE, TEXT, MlflowServer, Place, embedded, free_port, shared_server
+from tests.mlflow_server import DOUBLE, TEXT, MlflowServer, Place, embedded, free_port, made_global, shared_server
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -213,7 +213,7 @@ def test_a_signature_set_later_is_another_revision_of_the_same_model(place, open
     place.register(name)
     registry = open_registry(place)
     before = registry.version(name, "1")
-    with place.made_global():
+    with made_global(place.uri):
         set_signature(f"models:/{before.model_uuid}", TEXT)
 
     after = registry.version(name, "1")
@@ -253,7 +253,7 @@ def test_one_process_asks_two_registries_that_have_the_same_name(server, databas
 
 def test_a_version_copied_from_another_model_has_its_files(place, open_registry, name):
     place.register(name)
-    with place.made_global():
+    with made_global(place.uri):
         place.client.copy_model_version(f"models:/{name}/1", f"{name}-copy")
     registry = open_registry(place)
     original, copy = registry.version(name, "1"), registry.version(f"{name}-copy", "1")

@@ -25,7 +25,7 @@ from registry_serve.errors import (
 from registry_serve.policies import RegistryAddress, VersionPolicy
 from registry_serve.registry import Registry, Resolver, impatient_http
 from registry_serve.registry.lookups import MOST_ANSWERS, MOST_WAITING, RENEWAL_WAIT_S, Lookups
-from tests.mlflow_server import DOUBLE, TEXT, Place, embedded, shared_server
+from tests.mlflow_server import DOUBLE, TEXT, Place, embedded, made_global, shared_server
 
 ALL = VersionPolicy()
 
@@ -193,7 +193,7 @@ async def test_a_forbidden_version_costs_no_look_at_its_artifacts(make, registry
 async def test_the_card_of_a_default_outside_the_policy_is_read_again(make, place):
     place.register("outside")
     resolver = make(VersionPolicy.of([2]), model="outside")
-    with place.made_global():
+    with made_global(place.uri):
         set_signature(f"models:/{resolver.default.model_uuid}", TEXT)
     assert (await resolver.resolve("1")).card.signature == TEXT
 
@@ -260,7 +260,7 @@ async def test_a_card_is_read_once_a_minute(make, registry, clock, place):
     place.register("described")
     resolver = make(model="described")
     before = await resolver.resolve("1")
-    with place.made_global():
+    with made_global(place.uri):
         set_signature(f"models:/{before.model_uuid}", TEXT)
     for _ in range(5):
         clock.now += 10

@@ -1,16 +1,16 @@
 """Small pyfunc models for tests. They travel by value: replicas cannot import this module."""
 
 import json
-import os
 import sys
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import cloudpickle
 import mlflow
 import pandas as pd
 from mlflow.pyfunc import PythonModel
+
+from tests.mlflow_server import made_global
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
@@ -81,24 +81,6 @@ class WithParams(PythonModel):
         return [{"text": json.dumps(params, sort_keys=True)} for _ in range(len(model_input))]
 
 
-@contextmanager
-def mlflow_at(uri):
-    """Point MLflow's globals at a registry for a while, and its variables, which processes we start would inherit."""
-    variables = {name: os.environ.get(name) for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")}
-    before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
-    mlflow.set_tracking_uri(uri)
-    mlflow.set_registry_uri(uri)
-    try:
-        yield
-    finally:
-        mlflow.set_tracking_uri(before[0])
-        mlflow.set_registry_uri(before[1])
-        for name, value in variables.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
-
-
 class Shelf:
     """A registry in a folder, and short ways to put models into it."""
 
@@ -114,7 +96,7 @@ class Shelf:
         if "signature" not in options:
             options.setdefault("input_example", pd.DataFrame({column: ["hello"]}))
         options.setdefault("pip_requirements", [])
-        with mlflow_at(self.uri), mlflow.start_run(experiment_id=self.experiment):
+        with made_global(self.uri), mlflow.start_run(experiment_id=self.experiment):
             info = mlflow.pyfunc.log_model(name="model", registered_model_name=name, python_model=model, **options)
         return str(info.registered_model_version)
 
