@@ -8,11 +8,11 @@ import pytest
 import registry_serve
 from registry_serve import errors
 from registry_serve.errors import ConfigurationError, RegistryServeError
-from registry_serve.policies import CachePolicy, Limits, RegistryAddress, VersionPolicy
+from registry_serve.policies import CachePolicy, Limits, LoadPolicy, RegistryAddress, VersionPolicy
 
 
 def tree(root=RegistryServeError):
-    ours = [child for child in root.__subclasses__() if child.__module__ == errors.__name__]
+    ours = [child for child in root.__subclasses__() if child.__module__.startswith(f"{errors.__name__}.")]
     return [root, *(found for child in ours for found in tree(child))]
 
 
@@ -44,6 +44,7 @@ EXAMPLES = {
     "SignatureMissing": ("m", "1"),
     "SignatureUnsupported": ("No.",),
     "WarmUpFailed": ("No.",),
+    "ReplicaStuck": ("A call of version 1", 301.5),
     "MalformedJSON": ("expected value", 1, 2),
     "VersionReferenceConflict": ("No.",),
     "Unauthenticated": (),
@@ -56,10 +57,14 @@ EXAMPLES = {
     "InvalidRequest": ([{"location": ["a", 1], "message": "is required"}],),
     "PredictionFailed": ("m", "1", "raised an error"),
     "LoadFailed": ("m", "1", "it is broken"),
+    "DiskFull": ("m", "1"),
     "CodeConflict": ("m", "1", "utils"),
+    "EnvironmentConflict": ("m", "1", [{"requirement": "six==1.16.0", "installed": None}] * 5),
     "TooManyRequests": (5,),
+    "VersionOverloaded": (5,),
     "RegistryUnavailable": ("reading",),
     "VersionLoading": ("m", "1", 1.5),
+    "ModelProcessDied": ("m", "1"),
     "Draining": (),
     "PredictionTimeout": ("m", "1", 1.5),
 }
@@ -124,6 +129,8 @@ def test_a_version_policy_is_built_from_what_people_write(given, allows, refuses
     [
         lambda: VersionPolicy.of("some"),
         lambda: VersionPolicy.of(["1.5"]),
+        lambda: LoadPolicy("mend"),
+        lambda: LoadPolicy("isolate", isolation=False),
         lambda: CachePolicy(max_models=0),
         lambda: CachePolicy(max_concurrent_loads=0),
         lambda: Limits(max_body_bytes=0),

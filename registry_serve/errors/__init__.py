@@ -1,0 +1,103 @@
+"""Every error that leaves this package, each with its HTTP status, a stable code and a title.
+
+    RegistryServeError
+    ├── ConfigurationError                the deployment cannot be built as asked (never an answer to a request)
+    │   ├── SignatureMissing              the model version was logged without a signature
+    │   └── SignatureUnsupported          the signature has a type that has no JSON form
+    ├── WarmUpFailed                      the default version cannot answer its own input example
+    ├── ReplicaStuck                      a model has not come back for too long (told to Ray, not to clients)
+    ├── MalformedJSON              400    the body is not JSON
+    ├── VersionReferenceConflict   400    two different versions were asked for at once
+    ├── Unauthenticated            401    API key missing or wrong
+    ├── VersionForbidden           403    the version policy does not allow this version
+    ├── ForeignOrigin              403    a browser page of another site sent the request
+    ├── ModelNotFound              404
+    ├── VersionNotFound            404
+    ├── SignatureConflict          409    the version's signature breaks the contract
+    ├── BodyTooLarge               413
+    ├── InvalidRequest             422    the body does not fit the schema
+    ├── PredictionFailed           500    the model raised, or its answer has no JSON form
+    ├── LoadFailed                 500    the version cannot be loaded
+    │   ├── DiskFull               507    there is no room for its files       (Retry-After)
+    │   ├── CodeConflict           500    it brings Python modules that clash with another version's
+    │   └── EnvironmentConflict    500    it asks for other packages than are installed
+    ├── TooManyRequests            429    too many requests are waiting        (Retry-After)
+    │   └── VersionOverloaded      429    ... for one version                  (Retry-After)
+    ├── RegistryUnavailable        503    the registry does not answer         (Retry-After)
+    ├── VersionLoading             503    loading outlasts the caller's wait   (Retry-After)
+    ├── ModelProcessDied           503    the model's own process has ended    (Retry-After)
+    ├── Draining                   503    this replica is shutting down        (Retry-After)
+    └── PredictionTimeout          504
+
+An error is built from plain positional arguments that it keeps in ``args``, so that it survives pickling on its
+way through a ``DeploymentHandle``. ``str(error)`` is the sentence a client may read: it never holds the
+caller's data, a path on the server, or a stack trace.
+"""
+
+from registry_serve.errors.deployments import (
+    ConfigurationError,
+    ReplicaStuck,
+    SignatureMissing,
+    SignatureUnsupported,
+    WarmUpFailed,
+)
+from registry_serve.errors.requests import (
+    BodyTooLarge,
+    ForeignOrigin,
+    InvalidRequest,
+    MalformedJSON,
+    ModelNotFound,
+    SignatureConflict,
+    TooManyRequests,
+    Unauthenticated,
+    VersionForbidden,
+    VersionNotFound,
+    VersionOverloaded,
+    VersionReferenceConflict,
+)
+from registry_serve.errors.root import (
+    RegistryServeError,
+)
+from registry_serve.errors.serving import (
+    CodeConflict,
+    DiskFull,
+    Draining,
+    EnvironmentConflict,
+    LoadFailed,
+    ModelProcessDied,
+    PredictionFailed,
+    PredictionTimeout,
+    RegistryUnavailable,
+    VersionLoading,
+)
+
+__all__ = [
+    "BodyTooLarge",
+    "CodeConflict",
+    "ConfigurationError",
+    "DiskFull",
+    "Draining",
+    "EnvironmentConflict",
+    "ForeignOrigin",
+    "InvalidRequest",
+    "LoadFailed",
+    "MalformedJSON",
+    "ModelNotFound",
+    "ModelProcessDied",
+    "PredictionFailed",
+    "PredictionTimeout",
+    "RegistryServeError",
+    "RegistryUnavailable",
+    "ReplicaStuck",
+    "SignatureConflict",
+    "SignatureMissing",
+    "SignatureUnsupported",
+    "TooManyRequests",
+    "Unauthenticated",
+    "VersionForbidden",
+    "VersionLoading",
+    "VersionNotFound",
+    "VersionOverloaded",
+    "VersionReferenceConflict",
+    "WarmUpFailed",
+]
