@@ -246,7 +246,7 @@ def test_one_process_asks_two_registries_that_have_the_same_name(server, databas
     assert of_database.version(name, "1").card.signature == TEXT
     for registry in (of_server, of_database):
         version = registry.version(name, "1")
-        assert version.model_uuid in (registry.download(version) / "MLmodel").read_text()
+        assert version.model_uuid in (registry.download(version).directory / "MLmodel").read_text()
         registry.summaries(name)
     assert (mlflow.get_tracking_uri(), mlflow.get_registry_uri(), dict(os.environ)) == before
 
@@ -258,7 +258,7 @@ def test_a_version_copied_from_another_model_has_its_files(place, open_registry,
     registry = open_registry(place)
     original, copy = registry.version(name, "1"), registry.version(f"{name}-copy", "1")
     assert (copy.model_uuid, copy.source) == (original.model_uuid, original.source)
-    assert registry.download(copy) == registry.download(original)
+    assert registry.download(copy).directory == registry.download(original).directory
 
 
 def test_sources_written_as_model_addresses_are_looked_up_in_the_registry_they_are_from(database, open_registry, name):
@@ -436,8 +436,8 @@ def not_found() -> requests.HTTPError:
         (FileNotFoundError(), "missing from the artifact store"),
         (not_found(), "missing from the artifact store"),
         (ImportError("No module named 'boto3'", name="boto3"), r"not installed here \(boto3\)"),
-        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/a/path"), "the disk of this server is full"),
-        (MlflowException("a.bin: [Errno 28] No space left on device"), "the disk of this server is full"),
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/a/path"), "the disk for model files on this server"),
+        (MlflowException("a.bin: [Errno 28] No space left on device"), "the disk for model files on this server"),
         (PermissionError(errno.EACCES, "denied", "/a/path"), "cannot be read by this server"),
         (requests.ConnectionError("http://inside"), None),
         (ConnectionResetError(), None),
@@ -519,19 +519,19 @@ def test_a_served_model_is_downloaded_once_and_loads(server, open_registry, name
     registry = open_registry(server)
     version = registry.version(name, "1")
 
-    directory = registry.download(version)
+    directory = registry.download(version).directory
     assert directory.parent == models_dir
     assert (directory / "artifacts" / "words.txt").read_text() == "one"
     frame = pd.DataFrame({"x": [1.0]})
     assert mlflow.pyfunc.load_model(str(directory)).predict(frame).equals(frame)
     with impatient(1), server.hanging():
-        assert registry.download(version) == directory
+        assert registry.download(version).directory == directory
 
 
 def test_artifacts_on_this_machine_are_used_where_they_are(database, open_registry, name, models_dir):
     database.register(name)
     registry = open_registry(database)
-    directory = registry.download(registry.version(name, "1"))
+    directory = registry.download(registry.version(name, "1")).directory
     assert directory == database.files_of(name, "1")
     assert not models_dir.exists()
 
@@ -550,7 +550,7 @@ def test_a_download_that_breaks_off_leaves_nothing_and_works_the_next_time(serve
 
     weights.unlink()
     weights.with_name("kept").rename(weights)
-    assert (registry.download(version) / "python_model.pkl").stat().st_size > 0
+    assert (registry.download(version).directory / "python_model.pkl").stat().st_size > 0
 
 
 # --- patience ------------------------------------------------------------------------------------------------------

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import errno
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import requests
 from mlflow.exceptions import MlflowException
 
-from registry_serve.errors import ConfigurationError, LoadFailed, RegistryServeError, RegistryUnavailable
+from registry_serve.downloaders import is_disk_full
+from registry_serve.errors import ConfigurationError, DiskFull, LoadFailed, RegistryServeError, RegistryUnavailable
 from registry_serve.registry.cards import ArtifactsMissing, CardUnreadable
 
 _log = logging.getLogger(__name__)
@@ -66,11 +65,15 @@ def reading_artifacts(model: str, number: str) -> Iterator[None]:
 
     Raises:
         LoadFailed: trying again is of no use: the artifacts are gone or unreadable, or this machine lacks something.
+        DiskFull: this machine has no room for them.
         RegistryUnavailable: the artifact store does not answer.
     """
     try:
         yield
     except Exception as error:
+        if is_disk_full(error):
+            _log.warning("There is no room for the artifacts of version %s of %r: %s", number, model, error)
+            raise DiskFull(model, number) from error
         reason = _why_unreadable(error)
         if reason is None:
             raise _unavailable(f"the artifacts of version {number} of {model!r}", error) from error
@@ -86,9 +89,6 @@ def _why_unreadable(error: Exception) -> str | None:
         return "its artifacts are missing from the artifact store"
     if isinstance(error, ImportError):
         return f"its artifact store needs a Python package that is not installed here ({error.name})"
-    # MLflow packs the failures of single files into one text, and a full disk is worth telling apart.
-    if os.strerror(errno.ENOSPC) in str(error):
-        return "the disk of this server is full"
     # Everything that requests raises is an OSError too, and so are sockets' own errors.
     network = requests.RequestException | ConnectionError | TimeoutError
     if isinstance(error, OSError) and not isinstance(error, network):

@@ -76,6 +76,19 @@ def list_files(location: str, tracking_uri: str) -> dict[str, int | None]:
     return {PurePosixPath(file.path).name: file.file_size for file in files}
 
 
+def list_all_files(location: str, tracking_uri: str) -> dict[str, int | None]:
+    """List what lies at an artifact location at any depth: paths inside it, and sizes in bytes."""
+    found: dict[str, int | None] = {}
+    for file in mlflow.artifacts.list_artifacts(artifact_uri=location, tracking_uri=tracking_uri):
+        name = PurePosixPath(file.path).name
+        if file.is_dir:
+            below = list_all_files(f"{location.rstrip('/')}/{name}", tracking_uri)
+            found |= {f"{name}/{path}": size for path, size in below.items()}
+        else:
+            found[name] = file.file_size
+    return found
+
+
 def _fetch(location: str, name: str, tracking_uri: str) -> bytes:
     """Return the content of one small file."""
     with tempfile.TemporaryDirectory(prefix="registry-serve-card-") as directory:

@@ -16,11 +16,11 @@ from uuid import uuid4
 import mlflow.artifacts
 from mlflow import MlflowClient
 
-from registry_serve.downloaders import ArtifactCache, local_directory
+from registry_serve.downloaders import ArtifactCache, ModelFiles, local_directory, size_of
 from registry_serve.errors import ConfigurationError, ModelNotFound, VersionForbidden, VersionNotFound
 from registry_serve.policies import RegistryAddress, VersionPolicy
 from registry_serve.registry.answers import NotInRegistry, asking, reading_artifacts
-from registry_serve.registry.cards import MLMODEL, ArtifactsMissing, list_files, read_card
+from registry_serve.registry.cards import MLMODEL, ArtifactsMissing, list_all_files, list_files, read_card
 from registry_serve.registry.pages import pages
 from registry_serve.registry.patience import patient_downloads
 from registry_serve.registry.records import (
@@ -30,6 +30,7 @@ from registry_serve.registry.records import (
     available_references,
 )
 from registry_serve.registry.references import Reference
+from registry_serve.registry.store import FilesOfStore
 
 _ALL = VersionPolicy()
 #: MLflow keeps versions in a 32-bit column; asking a database for more is an error of the server.
@@ -175,13 +176,15 @@ class Registry:
         ]
         return sorted(summaries, key=lambda summary: int(summary.number), reverse=True)
 
-    def download(self, version: ModelVersion) -> Path:
-        """Return a local directory with all files of a version, downloading them where they are not here yet.
+    def download(self, version: ModelVersion) -> ModelFiles:
+        """Return all files of a version on this machine, downloading them where they are not here yet.
 
-        Artifacts on this machine's own file system are used where they are.
+        Release them when the model is closed, since it may read from them lazily, or cannot be loaded. Artifacts on
+        this machine's own file system are used where they are.
 
         Raises:
-            LoadFailed: the artifacts are gone, or this machine cannot hold them.
+            LoadFailed: the artifacts are gone, or cannot be written here.
+            DiskFull: this machine has no room for them.
             RegistryUnavailable: the artifact store does not answer.
         """
         with reading_artifacts(version.model, version.number):
@@ -189,10 +192,13 @@ class Registry:
             if local is not None:
                 if not (local / MLMODEL).is_file():
                     raise ArtifactsMissing(version.source)
-                return local
+                return ModelFiles(local, size_of(local))
             # A copied model keeps its model_uuid, whatever is changed in the copy: only with the place is it unique.
             name = f"{version.model_uuid}-{_short_hash(version.source)}"
-            return self.artifacts.fetch(name, lambda directory: self._download(version.source, directory))
+            stated = version.card.size_bytes  # by a file that others wrote
+            size_bytes = stated if isinstance(stated, int) else 0
+            files = self.artifacts.fetch(name, lambda partial: self._download(version.source, partial), size_bytes)
+            return FilesOfStore(files, lambda: list_all_files(version.source, self.address.tracking_uri))
 
     def _download(self, source: str, directory: Path) -> None:
         # A short question first, under the short time-out: an unreachable store is noticed within seconds.
