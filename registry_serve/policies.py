@@ -3,6 +3,8 @@
 | object        | says                                           | default                                     |
 |---------------|------------------------------------------------|---------------------------------------------|
 | CachePolicy   | how many versions a replica keeps loaded       | ``max_models=2``: the default and one more  |
+| BatchPolicy   | when the rows of several requests go together  | ``mode="auto"``, ``max_batch_size=64``      |
+| LoadPolicy    | what a version may differ in from the replica  | ``environment="warn"``, ``isolation=True``  |
 | VersionPolicy | which versions a request may ask for           | ``allowed="all"``                           |
 | Limits        | what one request may cost                      | 16 MiB, 60 s, 1000 pending                  |
 """
@@ -29,6 +31,10 @@ class CachePolicy:
     Attributes:
         max_models: loaded versions, the pinned default included. Those that load or drain come on top, at most
             ``max_concurrent_loads`` of them; further loads wait.
+        max_bytes: how much the loaded versions may take, by the size of their artifacts; None for any. What does not
+            fit makes room for itself like a version beyond ``max_models``.
+        idle_ttl_s: a version that nobody asked for in so many seconds is unloaded; None keeps it. The default version
+            stays in any case.
         max_concurrent_loads: versions that load at the same time.
         retry_failed_after_s: how long a version that failed to load is refused before it is tried again; doubles
             with each further failure, up to ``retry_failed_at_most_s``.
@@ -36,6 +42,8 @@ class CachePolicy:
     """
 
     max_models: int = 2
+    max_bytes: int | None = None
+    idle_ttl_s: float | None = None
     max_concurrent_loads: int = 2
     retry_failed_after_s: float = 5.0
     retry_failed_at_most_s: float = 300.0
@@ -43,8 +51,60 @@ class CachePolicy:
     def __post_init__(self) -> None:
         """Refuse values that make no sense."""
         _require(self.max_models >= 1, f"max_models must be at least 1, not {self.max_models}.")
+        _require(self.max_bytes is None or self.max_bytes > 0, "max_bytes must be greater than 0.")
+        _require(self.idle_ttl_s is None or self.idle_ttl_s > 0, "idle_ttl_s must be greater than 0.")
         _require(self.max_concurrent_loads >= 1, "max_concurrent_loads must be at least 1.")
         _require(self.retry_failed_after_s >= 0, "retry_failed_after_s must not be negative.")
+
+
+@dataclass(frozen=True)
+class BatchPolicy:
+    """When the rows of several requests go to the model in one call.
+
+    Attributes:
+        mode: ``"auto"``: for a version that has shown, on its own input example, that it answers rows together as it
+            does alone; ``"on"``: always; ``"off"``: never.
+        max_batch_size: rows of one call. A single request with more rows is never cut.
+        max_wait_ms: how long a free model lets requests gather before it takes them. With 0 it takes what is there:
+            batches then grow by themselves while it is busy.
+        max_waiting: requests that may wait for one version; further ones get 429.
+    """
+
+    mode: Literal["auto", "on", "off"] = "auto"
+    max_batch_size: int = 64
+    max_wait_ms: float = 0.0
+    max_waiting: int = 500
+
+    def __post_init__(self) -> None:
+        """Refuse values that make no sense."""
+        _require(self.mode in ("auto", "on", "off"), f"batching must be 'auto', 'on' or 'off', not {self.mode!r}.")
+        _require(self.max_batch_size >= 1, f"max_batch_size must be at least 1, not {self.max_batch_size}.")
+        _require(self.max_wait_ms >= 0, "max_wait_ms must not be negative.")
+        _require(self.max_waiting >= 1, "max_waiting must be at least 1.")
+
+
+@dataclass(frozen=True)
+class LoadPolicy:
+    """What happens to a version that does not fit into the replica's process.
+
+    Attributes:
+        environment: for a version that was logged with other packages than are installed. ``"warn"`` says so and loads
+            it, ``"refuse"`` does not load it, ``"isolate"`` installs its packages for a process of its own. MLflow
+            itself stays the installed one.
+        isolation: whether a version whose Python modules clash with another's gets a process of its own; otherwise it
+            is refused.
+    """
+
+    environment: Literal["warn", "refuse", "isolate"] = "warn"
+    isolation: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuse values that make no sense."""
+        _require(
+            self.environment in ("warn", "refuse", "isolate"),
+            f"environment must be 'warn', 'refuse' or 'isolate', not {self.environment!r}.",
+        )
+        _require(self.isolation or self.environment != "isolate", "environment='isolate' needs isolation=True.")
 
 
 @dataclass(frozen=True)
@@ -105,17 +165,27 @@ class Limits:
         max_body_bytes: larger bodies get 413.
         request_timeout_s: how long a caller waits for a prediction (504 after that), loading included (503).
         max_pending_requests: requests that one replica holds at a time; further ones get 429.
+        cold_load_wait_s: how long a caller waits for a version that is not loaded yet, before 503; the load goes on.
+            None waits as long as for anything else.
+        stuck_after_s: a replica whose model has computed one call for so long (and longer than
+            ``request_timeout_s``), or a load for ten times as long, reports itself unhealthy, so that Ray replaces it.
+            None never does.
     """
 
     max_body_bytes: int = 16 * 2**20
     request_timeout_s: float = 60.0
     max_pending_requests: int = 1000
+    cold_load_wait_s: float | None = None
+    stuck_after_s: float | None = 300.0
 
     def __post_init__(self) -> None:
         """Refuse values that make no sense."""
         for name in ("max_body_bytes", "request_timeout_s", "max_pending_requests"):
             value = getattr(self, name)
             _require(value > 0, f"{name} must be greater than 0, not {value}.")
+        for name in ("cold_load_wait_s", "stuck_after_s"):
+            value = getattr(self, name)
+            _require(value is None or value > 0, f"{name} must be greater than 0, not {value}.")
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,9 @@ from functools import partial
 
 import pytest
 
-from registry_serve.cache import VersionCache, VersionState
-from registry_serve.errors import Draining, LoadFailed, RegistryUnavailable
+from registry_serve.cache import VersionCache
+from registry_serve.errors import ConfigurationError, DiskFull, Draining, LoadFailed, RegistryUnavailable
+from registry_serve.leases import VersionState
 from registry_serve.policies import CachePolicy
 
 
@@ -25,9 +26,15 @@ class Garage:
         self.gates: dict[str, asyncio.Event] = {}
         self.errors: dict[str, Exception] = {}
         self.loaded: list[Model] = []
-        self.ready: list[str] = []
+        self.changes: list[tuple[str, str]] = []
+        self.sizes: dict[str, int] = {}
         policy.setdefault("retry_failed_after_s", 0.05)
-        self.cache = VersionCache(self.close, CachePolicy(**policy), self.ready.append)
+        self.cache = VersionCache(
+            self.close,
+            CachePolicy(**policy),
+            size_of=lambda model: self.sizes.get(model.key, 0),
+            on_change=lambda key, state: self.changes.append((key, state.value)),
+        )
 
     async def load(self, key):
         if key in self.gates:
@@ -55,6 +62,14 @@ class Garage:
         return {key for key, state in self.cache.states().items() if state is VersionState.READY}
 
 
+async def until(condition):
+    for _ in range(1000):
+        if condition():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("it did not come to that")
+
+
 async def settle():
     for _ in range(10):
         await asyncio.sleep(0)
@@ -65,7 +80,7 @@ async def test_a_hit_loads_nothing():
     first = await garage.use("1")
     assert await garage.use("1") is first
     assert garage.cache.loads == 1
-    assert garage.ready == ["1"]
+    assert garage.changes == [("1", "loading"), ("1", "ready")]
 
 
 async def test_many_waiters_share_one_load():
@@ -362,3 +377,134 @@ async def test_a_thousand_users_who_come_and_go_leave_nothing_behind():
     open_models = [model for model in garage.loaded if model.closed == 0]
     assert {model.key for model in open_models} == garage.held()
     assert all(model.closed <= 1 for model in garage.loaded)
+
+
+async def test_a_caller_may_bound_its_wait_and_the_load_goes_on_without_it():
+    garage = Garage()
+    garage.gates["1"] = asyncio.Event()
+    with pytest.raises(TimeoutError):
+        async with garage.cache.lease("1", partial(garage.load, "1"), wait_s=0.01):
+            pass
+    garage.gates["1"].set()
+    await garage.use("1")
+    assert garage.cache.loads == 1
+
+
+async def test_versions_are_unloaded_when_their_bytes_exceed_the_room():
+    garage = Garage(max_models=10, max_bytes=100)
+    garage.sizes = {"1": 40, "2": 40, "3": 30, "4": 20}
+    for key in ("1", "2", "1", "3"):
+        await garage.use(key)
+    assert garage.held() == {"1", "3"}
+    await garage.use("4")
+    assert (garage.held(), garage.cache.bytes, garage.cache.evictions) == ({"1", "3", "4"}, 90, 1)
+
+
+async def test_a_version_larger_than_all_the_room_is_served_beside_the_pinned_one_alone():
+    garage = Garage(max_models=10, max_bytes=100)
+    garage.sizes = {"default": 60, "2": 10, "huge": 500}
+    await garage.pin("default")
+    await garage.use("2")
+    assert (await garage.use("huge")).closed == 0
+    assert garage.held() == {"default", "huge"}
+    await garage.use("2")
+    assert garage.held() == {"default", "2"}
+
+
+async def test_a_version_that_nobody_asks_for_is_unloaded_after_a_while_but_not_a_pinned_one():
+    garage = Garage(max_models=10, idle_ttl_s=0.05)
+    await garage.pin("default")
+    model = await garage.use("2")
+    await until(lambda: model.closed == 1)
+    assert garage.held() == {"default"}
+    assert garage.changes[-2:] == [("2", "draining"), ("2", "absent")]
+
+
+async def test_a_version_in_use_is_not_idle():
+    garage = Garage(idle_ttl_s=0.02)
+    async with garage.lease("1") as lease:
+        await asyncio.sleep(0.1)
+        assert (garage.held(), lease.model.closed) == ({"1"}, 0)
+    await until(lambda: not garage.held())
+
+
+async def test_a_lost_model_is_closed_once_and_loaded_again_and_stays_pinned_if_it_was():
+    garage = Garage(max_models=1)
+    await garage.pin("default")
+    async with garage.lease("default") as lease:
+        lost = lease.model
+        garage.cache.discard("default", lost)
+        garage.cache.discard("default", lost)
+        assert (lost.closed, garage.cache.states()["default"]) == (0, VersionState.DRAINING)
+        assert await garage.use("default") is not lost
+    await settle()
+    assert lost.closed == 1
+    await garage.use("2")
+    assert garage.held() == {"default"}
+
+
+async def test_a_version_goes_through_its_states_in_order():
+    garage = Garage(max_models=1)
+    garage.errors["bad"] = LoadFailed("toy", "bad", "broken")
+    await garage.use("1")
+    await garage.use("2")
+    with pytest.raises(LoadFailed):
+        await garage.use("bad")
+    await settle()
+    states = {key: [state for changed, state in garage.changes if changed == key] for key in ("1", "2", "bad")}
+    assert states == {
+        "1": ["loading", "ready", "draining", "absent"],
+        "2": ["loading", "ready"],
+        "bad": ["loading", "failed"],
+    }
+
+
+@pytest.mark.parametrize("wrong", [{"max_bytes": 0}, {"idle_ttl_s": 0}, {"max_models": 0}], ids=str)
+def test_a_policy_refuses_what_makes_no_sense(wrong):
+    with pytest.raises(ConfigurationError):
+        CachePolicy(**wrong)
+
+
+async def test_closing_starts_no_load_that_still_waited_for_room():
+    garage = Garage(max_models=2, max_concurrent_loads=1)
+    garage.gates["1"] = asyncio.Event()
+    asking = [asyncio.ensure_future(garage.use(key)) for key in ("1", "2", "3")]
+    await settle()
+    closing = asyncio.ensure_future(garage.cache.aclose())
+    await settle()
+    garage.gates["1"].set()
+    outcomes = await asyncio.gather(*asking, return_exceptions=True)
+    await closing
+    assert all(isinstance(outcome, Draining) for outcome in outcomes)
+    assert [model.key for model in garage.loaded] == ["1"]
+
+
+async def test_a_version_that_loads_for_longer_than_it_may_idle_is_there_when_it_is_asked_for_again():
+    garage = Garage(idle_ttl_s=0.3)
+    garage.gates["1"] = asyncio.Event()
+    with pytest.raises(TimeoutError):
+        async with garage.cache.lease("1", partial(garage.load, "1"), wait_s=0.01):
+            pass
+    await asyncio.sleep(0.4)
+    garage.gates["1"].set()
+    await settle()
+    assert garage.held() == {"1"}
+
+
+async def test_an_observer_that_fails_stops_nothing():
+    garage = Garage()
+
+    def fail(key, state):
+        raise RuntimeError
+
+    garage.cache._on_change = fail
+    assert (await garage.use("1")).closed == 0
+
+
+async def test_a_full_disk_is_remembered_like_any_failed_load():
+    garage = Garage(retry_failed_after_s=60)
+    garage.errors["1"] = DiskFull("toy", "1")
+    for _ in range(3):
+        with pytest.raises(DiskFull):
+            await garage.use("1")
+    assert garage.cache.loads == 1
