@@ -15,11 +15,14 @@ decides the form, so that one bad value gives one message at its place.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, ClassVar, Protocol
 
+import numpy as np
+import numpy.typing as npt
 from mlflow.models import ModelSignature
 
 from registry_serve.errors import InvalidRequest
@@ -54,6 +57,19 @@ class Inputs(Protocol):
 
     def data(self, rows: list[Any]) -> Any:
         """Return what ``predict`` gets: a frame, an array, a dict of arrays, a list, or None."""
+
+    def group(self, rows: list[Any]) -> Hashable | None:
+        """Return a key of checked rows, at least one.
+
+        Rows with equal keys may stand in one call of ``predict`` and reach the model there as they do alone; rows
+        whose key is None may not.
+        """
+
+    def merge(self, parts: Sequence[list[Any]]) -> list[Any]:
+        """Return the rows of several requests, of equal keys, as those of one.
+
+        What a model could change in place is copied: if the call fails, the requests can still be asked alone.
+        """
 
 
 def inputs_of(signature: ModelSignature, *, from_type_hint: bool) -> Inputs:
@@ -134,6 +150,24 @@ class Tensors:
     def data(self, rows: list[Any]) -> Any:
         return rows[0]
 
+    def group(self, rows: list[Any]) -> Hashable | None:
+        if any(tensor.shape[:1] != (-1,) for tensor in self.tensors):
+            return None
+        arrays = self._arrays(rows)
+        if any(len(array) != len(arrays[0]) for array in arrays):
+            return None
+        return tuple([(array.dtype, array.shape[1:]) for array in arrays])
+
+    def merge(self, parts: Sequence[list[Any]]) -> list[Any]:
+        merged = [np.concatenate(arrays) for arrays in zip(*map(self._arrays, parts), strict=True)]
+        merged = [deepcopy(array) if array.dtype.hasobject else array for array in merged]
+        if self.tensors[0].name is None:
+            return merged
+        return [{tensor.name: array for tensor, array in zip(self.tensors, merged, strict=True)}]
+
+    def _arrays(self, rows: list[Any]) -> list[npt.NDArray[Any]]:
+        return rows if self.tensors[0].name is None else list(rows[0].values())
+
 
 class NoInputs:
     """The signature has params only."""
@@ -150,3 +184,9 @@ class NoInputs:
 
     def data(self, rows: list[Any]) -> Any:
         return None
+
+    def group(self, rows: list[Any]) -> Hashable | None:
+        return None
+
+    def merge(self, parts: Sequence[list[Any]]) -> list[Any]:
+        return []

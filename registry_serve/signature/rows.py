@@ -6,16 +6,17 @@ Used through ``registry_serve.signature.inputs``, which chooses the form for a s
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, ClassVar
 
 from pydantic_core import SchemaValidator, ValidationError, core_schema
 
 from registry_serve.errors import InvalidRequest
-from registry_serve.signature.frames import Column, frame, rows_without_whole_number
+from registry_serve.signature.frames import Column, Frames, rows_without_whole_number
 from registry_serve.signature.scalars import Form, Target
 from registry_serve.signature.types import form_of, object_core
 
@@ -88,6 +89,10 @@ class _Rows(ABC):
     @abstractmethod
     def row_form(self) -> Form: ...
 
+    @property
+    @abstractmethod
+    def frames(self) -> Frames: ...
+
     @abstractmethod
     def is_one_row(self, value: Any) -> bool: ...
 
@@ -112,6 +117,20 @@ class _Rows(ABC):
         if not isinstance(value, list):
             raise fault(place, "must be an array")
         return self._checked(value, place)
+
+    def records(self, rows: list[Any]) -> list[Any]:
+        """Return the rows as ``Frames`` reads them."""
+        return rows
+
+    def data(self, rows: list[Any]) -> Any:
+        return self.frames.frame(self.records(rows))
+
+    def group(self, rows: list[Any]) -> Hashable | None:
+        return self.frames.group(self.records(rows))
+
+    def merge(self, parts: Sequence[list[Any]]) -> list[Any]:
+        rows = list(chain.from_iterable(parts))
+        return deepcopy(rows) if self.frames.nested else rows
 
     def _checked(self, value: list[Any], place: Place) -> list[Any]:
         """Check many rows, until there are as many faults as an answer names."""
@@ -185,8 +204,9 @@ class NamedColumns(_Rows):
             raise InvalidRequest(faults, 0 if next(lacking, None) is None else None)
         return rows
 
-    def data(self, rows: list[Any]) -> Any:
-        return frame(self.columns, rows)
+    @cached_property
+    def frames(self) -> Frames:
+        return Frames(self.columns)
 
 
 @dataclass(frozen=True)
@@ -202,8 +222,12 @@ class UnnamedColumn(_Rows):
     def is_one_row(self, value: Any) -> bool:
         return not isinstance(value, list)
 
-    def data(self, rows: list[Any]) -> Any:
-        return frame([self.column], [{self.column.key: row} for row in rows])
+    @cached_property
+    def frames(self) -> Frames:
+        return Frames([self.column], by_position=True)
+
+    def records(self, rows: list[Any]) -> list[Any]:
+        return [(row,) for row in rows]
 
 
 @dataclass(frozen=True)
@@ -235,9 +259,9 @@ class UnnamedColumns(_Rows):
     def json(self, row: dict[str, Any]) -> dict[str, Any]:
         return {"anyOf": [row, _array_of(row)]} if self._all_scalar else _array_of(row)
 
-    def data(self, rows: list[Any]) -> Any:
-        keys = [column.key for column in self.columns]
-        return frame(self.columns, [dict(zip(keys, row, strict=True)) for row in rows])
+    @cached_property
+    def frames(self) -> Frames:
+        return Frames(self.columns, by_position=True)
 
 
 @dataclass(frozen=True)
@@ -259,7 +283,15 @@ class Values(_Rows):
     def json(self, row: dict[str, Any]) -> dict[str, Any]:
         return _array_of(row)
 
+    @cached_property
+    def frames(self) -> Frames:
+        return Frames([self.column], by_position=True)
+
+    def records(self, rows: list[Any]) -> list[Any]:
+        return [(row,) for row in rows]
+
     def data(self, rows: list[Any]) -> Any:
-        if self.from_type_hint:
-            return rows
-        return frame([self.column], [{self.column.key: row} for row in rows])
+        return rows if self.from_type_hint else super().data(rows)
+
+    def group(self, rows: list[Any]) -> Hashable | None:
+        return () if self.from_type_hint else super().group(rows)

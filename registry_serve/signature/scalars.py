@@ -124,9 +124,10 @@ def real_number(dtype: str, convert: Callable[[float | None], Any] | None = None
     is_float = cs.is_instance_schema(float)
     core: CoreSchema = cs.union_schema(
         [
-            cs.int_schema(strict=True, ge=-exact, le=exact),
+            # The most common ones first; the choices exclude each other.
             cs.chain_schema([is_float, cs.float_schema(ge=smallest, le=largest)]),
             cs.chain_schema([is_float, cs.float_schema(ge=-largest, le=-smallest)]),
+            cs.int_schema(strict=True, ge=-exact, le=exact),
             cs.chain_schema([is_float, cs.float_schema(ge=0, le=0)]),
             cs.no_info_plain_validator_function(partial(_exactly, np.dtype(dtype))),
         ],

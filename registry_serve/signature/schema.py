@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -19,6 +20,8 @@ from registry_serve.signature.rows import Place, check, fault, located
 from registry_serve.signature.scalars import Form, Target
 from registry_serve.signature.types import form_of, object_core
 
+#: Params with longer lists are not compared with those of other requests.
+_LONG_PARAM = 1000
 _POSITION = re.compile(r"(?P<reason>.*) at line (?P<line>\d+) column (?P<column>\d+)", re.DOTALL)
 
 
@@ -106,6 +109,26 @@ class RequestSchema:
         if params is not None:
             envelope[self.params_key] = dict(params)
         return self._open(envelope)
+
+    def group(self, request: Request) -> Hashable | None:
+        """Return a key: the rows of requests with equal keys may be merged, those of a request with None never.
+
+        In one call of ``predict`` they reach the model as each does alone: the same columns, dtypes and values, the
+        same params. Whether the model answers each row by itself is another question, which no signature answers.
+        """
+        if self.one_row or not request.count:
+            return None
+        long = any(isinstance(value, list) and len(value) > _LONG_PARAM for value in (request.params or {}).values())
+        rows = None if long else self.inputs.group(request.rows)
+        if rows is None:
+            return None
+        # Params are plain Python values, which their repr tells apart where == does not: 1, 1.0 and True, 0.0 and -0.0.
+        return rows, None if request.params is None else repr(request.params)
+
+    def merge(self, requests: Sequence[Request]) -> Request:
+        """Return one request with the rows of several, in their order. All of them have the same ``group``."""
+        rows = self.inputs.merge([request.rows for request in requests])
+        return Request(rows, deepcopy(requests[0].params), sum(request.count for request in requests))
 
     def _is_envelope(self, value: Any) -> bool:
         if not isinstance(value, dict):
