@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from registry_serve.errors import CodeConflict, LoadFailed
 from registry_serve.models import RefusedByModel
+from registry_serve.models.code_paths import claimed, is_home
 from registry_serve.models.pyfunc import load_pyfunc
 from registry_serve.policies import RegistryAddress
 from registry_serve.registry import Registry
@@ -26,7 +27,7 @@ def load(shelf):
 
     def make(name, number):
         version = registry.version(name, number)
-        return load_pyfunc(version, registry.download(version))
+        return load_pyfunc(version, registry.download(version).directory)
 
     return make
 
@@ -244,3 +245,13 @@ async def test_a_chat_model_takes_one_conversation_at_a_time(client, shelf):
         assert answered.json()["choices"][0]["message"]["content"] == "hi at 0.5"
         many = await http.post("/serve", json=[conversation, conversation])
         assert (many.status_code, "one request at a time" in many.json()["detail"]) == (422, True)
+
+
+def test_a_directory_whose_modules_others_may_share_is_known(tmp_path):
+    code = tmp_path / "one" / "code"
+    code.mkdir(parents=True)
+    (code / "a_module_of_one_version.py").write_text("")
+    with claimed(code):
+        pass
+    assert is_home(tmp_path / "one")
+    assert not is_home(tmp_path / "other")

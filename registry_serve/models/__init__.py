@@ -17,6 +17,7 @@ class LoadedModel(Protocol):
 
         Raises:
             RefusedByModel: the model itself found the input invalid.
+            ModelLost: its process has ended, where it has one of its own.
             Exception: anything else that goes wrong in the model.
         """
 
@@ -26,3 +27,7 @@ class LoadedModel(Protocol):
 
 class RefusedByModel(Exception):
     """The model found the input invalid by rules that its signature does not tell."""
+
+
+class ModelLost(Exception):
+    """The process that the model ran in has ended: the model cannot be called again, and has to be closed."""

@@ -23,6 +23,7 @@ class CodeClash(Exception):
 
 _lock = threading.Lock()
 _owners: dict[str, str] = {}
+_homes: set[Path] = set()
 
 
 @contextmanager
@@ -58,8 +59,19 @@ def _claim(code: Path) -> set[str]:
             if name.partition(".")[0] in sys.stdlib_module_names:
                 raise CodeClash(name)
         free = modules.keys() - _owners.keys()
+        if free:
+            _homes.add(code)
         _owners.update(dict.fromkeys(modules, digest))
     return free
+
+
+def is_home(directory: Path) -> bool:
+    """Say whether modules of this process may still be read from a model's directory, also when it is unloaded.
+
+    Another version with the same code shares the modules, and may import further ones from there later.
+    """
+    with _lock:
+        return any(home.is_relative_to(directory) for home in _homes)
 
 
 def forget_repeated_paths() -> None:

@@ -15,6 +15,7 @@ from mlflow.pyfunc import PyFuncModel, load_model
 from registry_serve.errors import CodeConflict, LoadFailed
 from registry_serve.models import RefusedByModel
 from registry_serve.models.code_paths import CodeClash, claimed, forget_repeated_paths
+from registry_serve.models.direct import Predict, shortest_way
 from registry_serve.registry import ModelVersion
 
 # MLflow hands a model that is made by running a file, and its sys.path entries, through globals of the process.
@@ -22,16 +23,16 @@ _globals_of_mlflow = threading.Lock()
 
 
 class PyfuncModel:
-    """A loaded pyfunc."""
+    """A loaded pyfunc, whose metadata have the signature that requests are checked against."""
 
     def __init__(self, model: PyFuncModel) -> None:
-        self._model: PyFuncModel | None = model
+        self._predict: Predict | None = shortest_way(model)
 
     def predict(self, data: Any, params: dict[str, Any] | None) -> Any:
-        """Answer for all rows at once; MLflow enforces the signature once more on the way."""
-        assert self._model is not None
+        """Answer for all rows at once, given as ``RequestSchema`` makes them for the model's signature."""
+        assert self._predict is not None
         try:
-            return self._model.predict(data, params=params)
+            return self._predict(data, params)
         except MlflowException as error:
             if error.error_code == "INVALID_PARAMETER_VALUE":
                 raise RefusedByModel from error
@@ -39,7 +40,7 @@ class PyfuncModel:
 
     def close(self) -> None:
         """Drop the model; its memory is freed with its last reference."""
-        self._model = None
+        self._predict = None
 
 
 def load_pyfunc(version: ModelVersion, directory: Path) -> PyfuncModel:

@@ -1,0 +1,85 @@
+"""A loaded model together with its files, which stay on the node's disk for as long as the model may read them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from registry_serve.downloaders import ModelFiles
+from registry_serve.errors import CodeConflict, EnvironmentConflict, LoadFailed
+from registry_serve.models import LoadedModel
+from registry_serve.models.code_paths import is_home
+
+logger = logging.getLogger(__name__)
+
+
+class HeldModel:
+    """A loaded model that gives its files back when it is closed.
+
+    Attributes:
+        size_bytes: how large the files are.
+    """
+
+    def __init__(self, model: LoadedModel, files: ModelFiles) -> None:
+        self.size_bytes = files.size_bytes
+        self._model: LoadedModel | None = model
+        self._files = files
+
+    def predict(self, data: Any, params: dict[str, Any] | None) -> Any:
+        """Answer for all rows at once, as the model itself does."""
+        assert self._model is not None
+        return self._model.predict(data, params)
+
+    def close(self) -> None:
+        """Close the model, and only then let go of its files; those with modules of this process stay."""
+        model, self._model = self._model, None
+        try:
+            if model is not None:
+                model.close()
+        finally:
+            if not is_home(self._files.directory):
+                self._files.release()
+
+
+def load_held(fetch: Callable[[], ModelFiles], load: Callable[[Path], LoadedModel]) -> HeldModel:
+    """Fetch a model's files and load it. Where that fails because the files are damaged, both are done once more.
+
+    Args:
+        fetch: gets the files; damaged ones that nobody uses are fetched anew.
+        load: loads the model from their directory.
+
+    Raises:
+        LoadFailed: the model cannot be loaded from sound files.
+        RegistryServeError: what ``fetch`` raised.
+    """
+    try:
+        return _load_once(fetch(), load)
+    except _Damaged as damaged:
+        logger.warning("The files in %s are damaged; they are fetched again.", damaged.args[0])
+    try:
+        return _load_once(fetch(), load)
+    except _Damaged as damaged:
+        raise damaged.__cause__ or damaged from None
+
+
+class _Damaged(Exception):
+    """The files are not what was downloaded. ``args``: their directory; the cause is why the model cannot be loaded."""
+
+
+def _load_once(files: ModelFiles, load: Callable[[Path], LoadedModel]) -> HeldModel:
+    try:
+        return HeldModel(load(files.directory), files)
+    except (CodeConflict, EnvironmentConflict):
+        files.release()
+        raise
+    except LoadFailed as error:
+        sound = files.verify()
+        files.release()
+        if sound:
+            raise
+        raise _Damaged(files.directory) from error
+    except BaseException:
+        files.release()
+        raise

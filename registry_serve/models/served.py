@@ -1,0 +1,270 @@
+"""ServedModel: a loaded version at work, with the one thread that calls it and the queue before it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+from pydantic_core import to_json
+
+from registry_serve.batching import Batcher, Waiting
+from registry_serve.errors import InvalidRequest, LoadFailed, PredictionFailed, RegistryServeError
+from registry_serve.models import LoadedModel, ModelLost, RefusedByModel
+from registry_serve.models.independence import dependence
+from registry_serve.policies import BatchPolicy
+from registry_serve.registry import ModelVersion
+from registry_serve.signature import Request, RequestSchema, answer, example_body, mismatch
+
+logger = logging.getLogger(__name__)
+
+Hold = Callable[[], Callable[[], None]]
+
+
+class _Call(NamedTuple):
+    request: Request
+    hold: Hold
+
+
+@dataclass(frozen=True)
+class Merging:
+    """Which requests of a version may share one call.
+
+    Attributes:
+        groups: those with these group keys; None for all.
+        reason: why not all requests are merged; None where they are.
+    """
+
+    groups: frozenset[Hashable] | None
+    reason: str | None = None
+
+    def allows(self, group: Hashable | None) -> bool:
+        """Say whether requests of a group may be merged."""
+        return group is not None and (self.groups is None or group in self.groups)
+
+
+class ServedModel:
+    """A loaded version.
+
+    Everything that touches the model happens in its own thread: frameworks exist whose models must be called by the
+    thread that loaded them, and few promise that two threads may call at once.
+
+    Attributes:
+        version: which version it is.
+        merging: which of its requests may share one call.
+    """
+
+    def __init__(self, version: ModelVersion, schema: RequestSchema, policy: BatchPolicy) -> None:
+        self.version = version
+        self.schema = schema
+        self.merging = Merging(frozenset(), "it is not loaded yet")
+        self.undeclared_answers = 0
+        self._policy = policy
+        self._model: LoadedModel | None = None
+        self._outputs = version.card.signature.outputs if version.card.signature else None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"{version.model}-{version.number}")
+        self._batcher: Batcher[_Call, bytes] = Batcher(self._compute, self._thread, policy, lambda call: call.hold())
+
+    async def load(self, load: Callable[[ModelVersion], LoadedModel], known: Merging | None) -> None:
+        """Load the model, and find out which requests may be merged.
+
+        Args:
+            load: fetches and loads a version; blocks.
+            known: what an earlier load of the same version found out.
+
+        Raises:
+            LoadFailed: it cannot be loaded.
+            RegistryServeError: what ``load`` raised of our own.
+        """
+        started = time.monotonic()
+        try:
+            await self._in_thread(partial(self._load, load, known))
+        except BaseException as error:
+            await self.close()
+            name, number = self.version.model, self.version.number
+            logger.error("Version %s of %s cannot be loaded.", number, name, exc_info=error)
+            if isinstance(error, RegistryServeError):
+                raise
+            raise LoadFailed(name, number, f"loading raised {type(error).__name__}") from error
+        logger.info(
+            "Loaded version %s of %s in %.2f s; requests are merged: %s.",
+            self.version.number,
+            self.version.model,
+            time.monotonic() - started,
+            "yes" if self.merging.reason is None else f"no, {self.merging.reason}",
+        )
+
+    async def predict(self, request: Request, hold: Hold, timeout_s: float | None) -> bytes:
+        """Answer a request, encoded as JSON.
+
+        Args:
+            request: checked against the version's schema.
+            hold: keeps the model open, for the time it computes, even if the caller leaves.
+            timeout_s: how long to wait.
+
+        Raises:
+            VersionOverloaded: too many wait already.
+            TimeoutError: the time is over.
+            InvalidRequest: the model itself refused the input.
+            PredictionFailed: the model raised, or its answer has no JSON form.
+            ModelLost: the process of the model has ended.
+        """
+        # A request that fills a call by itself goes alone, and its group, which takes a look at each row, is not asked.
+        alone = self.merging.groups == frozenset() or request.count >= self._policy.max_batch_size
+        group = None if alone else self.schema.group(request)
+        return await self._batcher.submit(
+            _Call(request, hold),
+            rows=request.count,
+            group=group if self.merging.allows(group) else None,
+            timeout_s=timeout_s,
+        )
+
+    async def close(self) -> None:
+        """Free the model and its thread."""
+        try:
+            await self._in_thread(self._close)
+        finally:
+            self._thread.shutdown(wait=False)
+
+    @property
+    def size_bytes(self) -> int:
+        """How large the version is on disk; 0 where that is not known."""
+        return getattr(self._model, "size_bytes", 0)
+
+    @property
+    def busy_s(self) -> float:
+        """For how many seconds the model has been computing what it computes now."""
+        return self._batcher.busy_s
+
+    @property
+    def calls(self) -> int:
+        """How often the model was called for requests."""
+        return self._batcher.batches
+
+    def describe(self) -> dict[str, Any]:
+        """Return what ``/model`` tells of a loaded version."""
+        return {
+            "batching": {
+                "merges_requests": self.merging.reason is None,
+                "reason": self.merging.reason,
+                "calls": self.calls,
+                "waiting": len(self._batcher),
+            },
+            "size_bytes": self.size_bytes or None,
+        }
+
+    # --- in the model's thread ---------------------------------------------------------------------------------------
+
+    async def _in_thread(self, work: Callable[[], None]) -> None:
+        await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+    def _load(self, load: Callable[[ModelVersion], LoadedModel], known: Merging | None) -> None:
+        self._model = load(self.version)
+        self.merging = known or self._find_out()
+
+    def _close(self) -> None:
+        model, self._model = self._model, None
+        if model is not None:
+            model.close()
+
+    def _find_out(self) -> Merging:
+        if self._policy.mode == "off":
+            return Merging(frozenset(), "batching is switched off")
+        if self._policy.mode == "on":
+            return Merging(None)
+        body = example_body(self.version.card.input_example, self.schema)
+        if body is None:
+            return Merging(frozenset(), "it has no input example to try it with")
+        example = self.schema.check(body)
+        # Requests with params that were not tried might make the rows depend on each other.
+        tried = [example] if example.params is None else [Request(example.rows, None, example.count), example]
+        reasons = {self.schema.group(each): dependence(self.schema, each, self._answer) for each in tried}
+        groups = frozenset(group for group, reason in reasons.items() if reason is None)
+        return Merging(groups, next(filter(None, reasons.values()), None))
+
+    def _compute(self, batch: Sequence[Waiting[_Call, bytes]]) -> Sequence[bytes | BaseException]:
+        if len(batch) == 1:
+            return [self._alone(batch[0])]
+        try:
+            together = self._together([waiting.item.request for waiting in batch])
+        except BaseException:  # noqa: BLE001 - whose fault it is, each request will show alone
+            outcomes = [self._alone(waiting) for waiting in batch]
+            if not any(isinstance(outcome, BaseException) for outcome in outcomes):
+                self._stop_merging("it raised on rows together that it answered alone")
+            return outcomes
+        return together if together is not None else [self._alone(waiting) for waiting in batch]
+
+    def _together(self, requests: Sequence[Request]) -> list[bytes | BaseException] | None:
+        """Answer several requests in one call, or None where its answer cannot be told apart."""
+        merged = self.schema.merge(requests)
+        answered = self._answer(merged)
+        if not isinstance(answered, list) or len(answered) != merged.count:
+            self._stop_merging("it does not answer with one value for each row")
+            return None
+        self._compare(answered)
+        encoded: list[bytes | BaseException] = []
+        start = 0
+        for request in requests:
+            encoded.append(to_json(answered[start : start + request.count]))
+            start += request.count
+        return encoded
+
+    def _alone(self, waiting: Waiting[_Call, bytes]) -> bytes | BaseException:
+        if not waiting.wanted:
+            return asyncio.CancelledError()
+        name, number = self.version.model, self.version.number
+        try:
+            answered = self._answer(waiting.item.request)
+            self._compare(answered)
+            return to_json(answered)
+        except (RegistryServeError, ModelLost) as error:
+            return error
+        except BaseException as error:  # noqa: BLE001 - one answer that cannot be told must not fail the others
+            failed = PredictionFailed(name, number, "answered something that has no JSON form")
+            failed.__cause__ = error
+            return failed
+
+    def _answer(self, request: Request) -> Any:
+        """Call the model, and turn its answer into plain JSON values."""
+        assert self._model is not None
+        name, number = self.version.model, self.version.number
+        try:
+            prediction = self._model.predict(self.schema.inputs.data(request.rows), request.params)
+        except RefusedByModel as refusal:
+            logger.info("Version %s of %s refused its input.", number, name, exc_info=refusal)
+            message = "does not pass the model's own check of its input"
+            raise InvalidRequest([{"location": [], "message": message}]) from refusal
+        except ModelLost:
+            raise
+        except BaseException as error:
+            # Whatever the model raises, SystemExit included, must not reach the event loop of the replica.
+            raise PredictionFailed(name, number, "raised an error") from error
+        try:
+            answered = answer(prediction, request.count, self._outputs)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise PredictionFailed(name, number, "answered something that has no JSON form") from error
+        return answered
+
+    def _stop_merging(self, reason: str) -> None:
+        """Merge no more, unless somebody has decided by hand that requests are merged."""
+        if self._policy.mode == "auto":
+            self.merging = Merging(frozenset(), reason)
+            logger.warning("Version %s of %s: no more merging, %s.", self.version.number, self.version.model, reason)
+
+    def _compare(self, answered: Any) -> None:
+        difference = mismatch(answered, self._outputs)
+        if difference is None:
+            return
+        self.undeclared_answers += 1
+        if self.undeclared_answers == 1:
+            logger.warning(
+                "Version %s of %s answers otherwise than its signature declares: %s.",
+                self.version.number,
+                self.version.model,
+                difference,
+            )
