@@ -1,7 +1,7 @@
 """DataPlane: the way of every request, whatever protocol it comes by. No web, no Serve.
 
-    reference ──► resolve ──► policy ──► contract ──► parse ──► lease ──► predict ──► encode
-                   404          403         409      400, 422   500, 503   500, 504
+    reference ──► resolve ──► policy ──► contract ──► parse ──► lease ──► queue ──► predict ──► encode
+                   404          403         409      400, 422   500, 503   429     500, 504
 
 Everything before the lease is metadata: a request that is refused there has loaded nothing and evicted nothing.
 """
@@ -9,46 +9,44 @@ Everything before the lease is metadata: a request that is refused there has loa
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
-import anyio
-from pydantic_core import PydanticSerializationError, to_json
-
-from registry_serve.cache import Lease, VersionCache
+from registry_serve.cache import VersionCache
 from registry_serve.contract import Contract
 from registry_serve.description import describe
 from registry_serve.errors import (
     Draining,
-    InvalidRequest,
-    LoadFailed,
-    PredictionFailed,
+    ModelProcessDied,
     PredictionTimeout,
     RegistryServeError,
+    ReplicaStuck,
     SignatureConflict,
     TooManyRequests,
     VersionLoading,
     WarmUpFailed,
 )
-from registry_serve.models import LoadedModel, RefusedByModel
-from registry_serve.policies import CachePolicy, Limits
+from registry_serve.leases import VersionState
+from registry_serve.models import LoadedModel, ModelLost
+from registry_serve.models.served import Merging, ServedModel
+from registry_serve.policies import BatchPolicy, CachePolicy, Limits
 from registry_serve.registry import ModelVersion, Resolver, VersionKey
-from registry_serve.signature import Request, RequestSchema, answer, example_body, mismatch
+from registry_serve.signature import Request, RequestSchema, example_body
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
 #: Larger bodies are parsed in a thread, so that the event loop goes on answering others meanwhile.
-_PARSE_INLINE_BYTES = 64 * 1024
+_PARSE_INLINE_BYTES = 128 * 1024
 _KNOWN_VERSIONS = 512
+#: A load downloads gigabytes and compiles: it may take so many times as long as a call before it counts as stuck.
+_LOADS_TAKE_LONGER = 10
 
 
 @dataclass(frozen=True)
@@ -65,20 +63,12 @@ class Answer:
 
 
 @dataclass
-class _Seat:
-    """A loaded model and the one thread that loads, calls and closes it."""
+class _Known:
+    """A version held against the contract, and what its loads found out."""
 
-    model: LoadedModel
-    thread: ThreadPoolExecutor
-
-
-@dataclass(frozen=True)
-class _Served:
-    """A version, what its requests look like, and what keeps it from answering."""
-
-    version: ModelVersion
     schema: RequestSchema | None
     differences: Sequence[Mapping[str, Any]]
+    merging: Merging | None = None
 
 
 @dataclass
@@ -87,8 +77,14 @@ class Counts:
 
     requests: int = 0
     answered: int = 0
+    calls: int = 0
     undeclared_answers: int = 0
     errors: dict[str, int] = field(default_factory=dict)
+
+    def add(self, model: ServedModel) -> None:
+        """Add what a model has counted itself."""
+        self.calls += model.calls
+        self.undeclared_answers += model.undeclared_answers
 
 
 class DataPlane:
@@ -99,8 +95,10 @@ class DataPlane:
         resolver: finds the version that a reference means.
         load: fetches and loads a version; blocks.
         cache: how many versions stay loaded.
+        batching: when requests are merged.
         limits: what one request may cost.
-        on_ready: called with its key each time a version has been loaded.
+        environment: what is known of a version's requirements and where it runs, ready for JSON.
+        on_change: called with its key each time a version has come into another state.
     """
 
     def __init__(
@@ -108,21 +106,29 @@ class DataPlane:
         contract: Contract,
         resolver: Resolver,
         load: Callable[[ModelVersion], LoadedModel],
+        *,
         cache: CachePolicy,
+        batching: BatchPolicy,
         limits: Limits,
-        on_ready: Callable[[VersionKey], None] | None = None,
+        environment: Callable[[VersionKey], Mapping[str, Any] | None] = lambda key: None,
+        on_change: Callable[[VersionKey, VersionState], None] = lambda key, state: None,
     ) -> None:
         self.contract = contract
         self.resolver = resolver
+        self.batching = batching
         self.limits = limits
         self.counts = Counts()
         self._load_model = load
-        self._served: OrderedDict[VersionKey, _Served] = OrderedDict()
+        self._environment = environment
+        self._known: OrderedDict[VersionKey, _Known] = OrderedDict()
+        self._loading_since: dict[VersionKey, float] = {}
+        self._preloaded: ServedModel | None = None
         self._pending = 0
         self._ready = False
         self._draining = False
-        self._mismatched: set[VersionKey] = set()
-        self.cache: VersionCache[VersionKey, _Seat] = VersionCache(self._close, cache, on_ready)
+        self.cache: VersionCache[VersionKey, ServedModel] = VersionCache(
+            self._close, cache, size_of=lambda model: model.size_bytes, on_change=on_change
+        )
 
     @property
     def ready(self) -> bool:
@@ -139,12 +145,13 @@ class DataPlane:
         default = self.contract.default
         schema = self._schema(default)
         await self.cache.pin(default.key, partial(self._load, default))
+        self._preloaded = self.cache.models().get(default.key)
         example = default.card.input_example
         body = example_body(example, schema)
         if body is not None:
             try:
                 # The first call may compile, allocate and download: it has no limit of its own.
-                await self._predict(default, schema, schema.check(body), None)
+                await self._predict(default, schema.check(body), None)
             except RegistryServeError as error:
                 raise WarmUpFailed(f"The default version cannot answer its own input example: {error}") from error
         elif example is not None:
@@ -163,31 +170,58 @@ class DataPlane:
         """
         with self._admitted():
             content = body if isinstance(body, bytes) else await body()
-            version, schema = await self._find(reference)
+            version = await self.resolver.resolve(reference)
+            schema = self._schema(version)
             inline = len(content) <= _PARSE_INLINE_BYTES
             request = schema.parse(content) if inline else await asyncio.to_thread(schema.parse, content)
-            return Answer(version.number, await self._predict(version, schema, request, self.limits.request_timeout_s))
+            return Answer(version.number, await self._predict(version, request, self.limits.request_timeout_s))
 
     async def call(self, reference: str | None, rows: Any, params: Mapping[str, Any] | None) -> bytes:
         """Answer a caller from Python, whose rows and params are plain values as JSON would give them."""
         with self._admitted():
-            version, schema = await self._find(reference)
-            request = await asyncio.to_thread(schema.check_call, rows, params)
-            return await self._predict(version, schema, request, self.limits.request_timeout_s)
+            version = await self.resolver.resolve(reference)
+            request = await asyncio.to_thread(self._schema(version).check_call, rows, params)
+            return await self._predict(version, request, self.limits.request_timeout_s)
+
+    def check_health(self) -> None:
+        """Find a model that has not come back: nothing but a new process frees its thread.
+
+        Raises:
+            ReplicaStuck: a call or a load has lasted for too long.
+        """
+        limit = self.limits.stuck_after_s
+        if limit is None:
+            return
+        call_limit = max(limit, self.limits.request_timeout_s)
+        for key, model in self.cache.models().items():
+            if model.busy_s > call_limit:
+                raise ReplicaStuck(f"A call of version {key.number} of {key.model!r}", model.busy_s)
+        for key, since in self._loading_since.items():
+            if time.monotonic() - since > limit * _LOADS_TAKE_LONGER:
+                raise ReplicaStuck(f"Loading version {key.number} of {key.model!r}", time.monotonic() - since)
 
     async def describe(self) -> dict[str, Any]:
         """Return what there is to know about the model, its versions and this replica, ready for JSON."""
         states = {key.number: state for key, state in self.cache.states().items()}
-        return await describe(self.contract, self.resolver, states) | {
-            "replica": {
-                "ready": self.ready,
-                "max_models": self.cache.policy.max_models,
-                "loads": self.cache.loads,
-                "evictions": self.cache.evictions,
-                "pending_requests": self._pending,
-                "limits": asdict(self.limits),
-                **asdict(self.counts),
-            }
+        loaded = {key.number: model.describe() for key, model in self.cache.models().items()}
+        described = await describe(self.contract, self.resolver, states, loaded, self._environment)
+        return described | {"replica": self.status()}
+
+    def status(self) -> dict[str, Any]:
+        """Return what this replica does and has done, ready for JSON."""
+        counts = replace(self.counts)
+        for model in self.cache.models().values():
+            counts.add(model)
+        return {
+            "ready": self.ready,
+            "max_models": self.cache.policy.max_models,
+            "loads": self.cache.loads,
+            "evictions": self.cache.evictions,
+            "pending_requests": self._pending,
+            "cache": asdict(self.cache.policy),
+            "batching": asdict(self.batching),
+            "limits": asdict(self.limits),
+            **asdict(counts),
         }
 
     async def aclose(self) -> None:
@@ -200,6 +234,7 @@ class DataPlane:
 
     @contextmanager
     def _admitted(self) -> Iterator[None]:
+        """Let a request in if there is room, and count how it ends."""
         self.counts.requests += 1
         try:
             if self._draining:
@@ -211,109 +246,64 @@ class DataPlane:
                 yield
             finally:
                 self._pending -= 1
-            self.counts.answered += 1
         except RegistryServeError as error:
             self.counts.errors[error.code] = self.counts.errors.get(error.code, 0) + 1
             raise
-
-    async def _find(self, reference: str | None) -> tuple[ModelVersion, RequestSchema]:
-        version = await self.resolver.resolve(reference)
-        return version, self._schema(version)
+        self.counts.answered += 1
 
     def _schema(self, version: ModelVersion) -> RequestSchema:
         """Hold a version against the contract, once for each revision of it."""
-        served = self._served.get(version.key)
-        if served is None:
+        known = self._known.get(version.key)
+        if known is None:
             differences = self.contract.differences(version)
             schema = None if differences else self.contract.schema_of(version)
-            served = self._served[version.key] = _Served(version, schema, differences)
-            if len(self._served) > _KNOWN_VERSIONS:
-                self._served.popitem(last=False)
+            known = self._known[version.key] = _Known(schema, differences)
+            if len(self._known) > _KNOWN_VERSIONS:
+                self._known.popitem(last=False)
         else:
-            self._served.move_to_end(version.key)
-        if served.schema is None:
-            raise SignatureConflict(version.model, version.number, self.contract.default.number, served.differences)
-        return served.schema
+            self._known.move_to_end(version.key)
+        if known.schema is None:
+            raise SignatureConflict(version.model, version.number, self.contract.default.number, known.differences)
+        return known.schema
 
     # --- the model ---------------------------------------------------------------------------------------------------
 
-    async def _predict(
-        self, version: ModelVersion, schema: RequestSchema, request: Request, limit_s: float | None
-    ) -> bytes:
+    async def _predict(self, version: ModelVersion, request: Request, limit_s: float | None) -> bytes:
         started, loaded = time.monotonic(), False
+        waits = [wait for wait in (limit_s, self.limits.cold_load_wait_s) if wait is not None]
+        lease = self.cache.lease(version.key, partial(self._load, version), wait_s=min(waits, default=None))
         try:
-            with anyio.fail_after(limit_s):
-                async with self.cache.lease(version.key, partial(self._load, version)) as lease:
-                    loaded = True
-                    return await _on_thread(lease, partial(self._compute, lease.model.model, version, schema, request))
+            async with lease:
+                loaded = True
+                left_s = None if limit_s is None else limit_s - (time.monotonic() - started)
+                return await lease.model.predict(request, lease.extend, left_s)
+        except ModelLost as lost:
+            self.cache.discard(version.key, lease.model)
+            raise ModelProcessDied(version.model, version.number) from lost
         except TimeoutError:
             if loaded:
                 raise PredictionTimeout(version.model, version.number, limit_s) from None
             raise VersionLoading(version.model, version.number, round(time.monotonic() - started, 1)) from None
 
-    def _compute(self, model: LoadedModel, version: ModelVersion, schema: RequestSchema, request: Request) -> bytes:
-        """Run the model and encode its answer; in the model's own thread."""
-        declared = version.card.signature.outputs if version.card.signature else None
+    async def _load(self, version: ModelVersion) -> ServedModel:
+        model = ServedModel(version, self._schema(version), self.batching)
+        known = self._known[version.key]
+        self._loading_since[version.key] = time.monotonic()
         try:
-            prediction = model.predict(schema.inputs.data(request.rows), request.params)
-        except RefusedByModel as refusal:
-            logger.info("Version %s of %s refused its input.", version.number, version.model, exc_info=refusal)
-            message = "does not pass the model's own check of its input"
-            raise InvalidRequest([{"location": [], "message": message}]) from refusal
-        except BaseException as error:
-            # Whatever the model raises, SystemExit included, must not reach the event loop of the replica.
-            raise PredictionFailed(version.model, version.number, "raised an error") from error
-        try:
-            answered = answer(prediction, request.count, declared)
-            encoded = to_json(answered)
-        except (TypeError, ValueError, RecursionError, PydanticSerializationError) as error:
-            happened = "answered something that has no JSON form"
-            raise PredictionFailed(version.model, version.number, happened) from error
-        self._compare(version, mismatch(answered, declared))
-        return encoded
-
-    def _compare(self, version: ModelVersion, difference: str | None) -> None:
-        if difference is None:
-            return
-        self.counts.undeclared_answers += 1
-        if version.key not in self._mismatched:
-            self._mismatched.add(version.key)
-            logger.warning(
-                "Version %s of %s answers otherwise than its signature declares: %s.",
-                version.number,
-                version.model,
-                difference,
-            )
-
-    async def _load(self, version: ModelVersion) -> _Seat:
-        thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"{version.model}-{version.number}")
-        started = time.monotonic()
-        try:
-            model = await asyncio.get_running_loop().run_in_executor(thread, self._load_model, version)
-        except BaseException as error:
-            thread.shutdown(wait=False)
-            logger.error("Version %s of %s cannot be loaded.", version.number, version.model, exc_info=error)
-            if isinstance(error, RegistryServeError):
-                raise
-            raise LoadFailed(version.model, version.number, f"loading raised {type(error).__name__}") from error
-        logger.info("Loaded version %s of %s in %.2f s.", version.number, version.model, time.monotonic() - started)
-        return _Seat(model, thread)
-
-    @staticmethod
-    async def _close(seat: _Seat) -> None:
-        try:
-            await asyncio.get_running_loop().run_in_executor(seat.thread, seat.model.close)
+            await model.load(self._load_model, known.merging)
         finally:
-            seat.thread.shutdown(wait=False)
+            del self._loading_since[version.key]
+        known.merging = model.merging
+        return model
 
-
-async def _on_thread(lease: Lease[_Seat], work: Callable[[], T]) -> T:
-    """Run work in the model's thread.
-
-    A caller that leaves takes its work out of the queue; work that has begun keeps the model open until it ends.
-    """
-    loop = asyncio.get_running_loop()
-    release = lease.extend()
-    future = lease.model.thread.submit(work)
-    future.add_done_callback(lambda _: loop.call_soon_threadsafe(release))
-    return await asyncio.wrap_future(future)
+    async def _close(self, model: ServedModel) -> None:
+        self.counts.add(model)
+        known = self._known.get(model.version.key)
+        if known is not None:
+            known.merging = model.merging
+        await model.close()
+        if model is self._preloaded:
+            # Serve freezes what it finds after start-up: frozen garbage would never be collected.
+            gc.unfreeze()
+        # Models unpickled by value are full of reference cycles, and Python is in no hurry with large, old ones.
+        await asyncio.to_thread(gc.collect)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from mlflow.models import ModelSignature
 
-from registry_serve.cache import VersionState
 from registry_serve.contract import Contract
 from registry_serve.errors import RegistryServeError, RegistryUnavailable
-from registry_serve.registry import Resolver, VersionSummary
+from registry_serve.leases import VersionState
+from registry_serve.registry import Resolver, VersionKey, VersionSummary
 
 #: Versions without an alias that are looked at, newest first; the default and loaded ones are always among them.
 MOST_VERSIONS = 20
@@ -19,13 +19,21 @@ MOST_VERSIONS = 20
 LOOKED_UP_AT_A_TIME = 2
 
 
-async def describe(contract: Contract, resolver: Resolver, states: Mapping[str, VersionState]) -> dict[str, Any]:
+async def describe(
+    contract: Contract,
+    resolver: Resolver,
+    states: Mapping[str, VersionState],
+    loaded: Mapping[str, Mapping[str, Any]],
+    environment: Callable[[VersionKey], Mapping[str, Any] | None] = lambda key: None,
+) -> dict[str, Any]:
     """Describe one model as a mapping ready for JSON.
 
     Args:
         contract: what the endpoint promises.
         resolver: knows the versions.
         states: version number to what it is doing in this replica.
+        loaded: version number to what is told of it while it is loaded.
+        environment: what a version's packages are known to differ in, once it was loaded here or refused.
 
     Returns:
         ``registry_reachable`` is false while the registry does not answer; ``versions`` then holds what is known.
@@ -36,11 +44,14 @@ async def describe(contract: Contract, resolver: Resolver, states: Mapping[str, 
         reachable = resolver.reachable
     except RegistryUnavailable:
         listed, reachable = [VersionSummary(default.number, default.aliases, default.created, True)], False
-    loaded = await _not_listed_yet(resolver, listed, states)
-    summaries = sorted([*listed, *loaded], key=lambda each: int(each.number), reverse=True)
-    shown = _shown(summaries, {default.number, *states})
+    unlisted = await _not_listed_yet(resolver, listed, states)
+    summaries = sorted([*listed, *unlisted], key=lambda each: int(each.number), reverse=True)
+    # Versions that failed are shown like any other: there may be a thousand of them.
+    busy = {number for number, state in states.items() if state is not VersionState.FAILED}
+    shown = _shown(summaries, {default.number, *busy})
     free = asyncio.Semaphore(LOOKED_UP_AT_A_TIME)
-    described = await asyncio.gather(*(_version(contract, resolver, each, states, free) for each in shown))
+    described = await asyncio.gather(*(_version(contract, resolver, each, states, free, environment) for each in shown))
+    described = [each | {"loaded": loaded.get(each["version"])} for each in described]
     return {
         "name": default.model,
         "default_version": default.number,
@@ -48,7 +59,7 @@ async def describe(contract: Contract, resolver: Resolver, states: Mapping[str, 
         "compatibility": contract.compatibility.value,
         "allowed_versions": str(resolver.policy),
         "signature": _signature(default.card.signature),
-        "aliases": {alias: each.number for each in [*listed, *loaded] for alias in each.aliases},
+        "aliases": {alias: each.number for each in [*listed, *unlisted] for alias in each.aliases},
         "registry_reachable": reachable,
         "versions": described,
         "versions_not_shown": len(summaries) - len(shown),
@@ -80,6 +91,7 @@ async def _version(
     summary: VersionSummary,
     states: Mapping[str, VersionState],
     free: asyncio.Semaphore,
+    environment: Callable[[VersionKey], Mapping[str, Any] | None],
 ) -> dict[str, Any]:
     state = states.get(summary.number)
     described: dict[str, Any] = {
@@ -89,6 +101,7 @@ async def _version(
         "state": "absent" if state is None else state.value,
         "compatible": None,
         "differences": [],
+        "environment": None,
         "unavailable": None,
     }
     try:
@@ -97,7 +110,8 @@ async def _version(
     except RegistryServeError as error:
         return described | {"unavailable": error.code}
     differences = contract.differences(version)
-    return described | {"compatible": not differences, "differences": differences}
+    found = {"compatible": not differences, "differences": differences, "environment": environment(version.key)}
+    return described | found
 
 
 def _signature(signature: ModelSignature | None) -> dict[str, Any]:

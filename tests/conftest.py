@@ -5,14 +5,16 @@ import os
 import shutil
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import httpx
 import pytest
 
 from registry_serve.contract import Contract
 from registry_serve.dataplane import DataPlane
+from registry_serve.models.held import load_held
 from registry_serve.models.pyfunc import load_pyfunc
-from registry_serve.policies import CachePolicy, Limits, RegistryAddress, VersionPolicy
+from registry_serve.policies import BatchPolicy, CachePolicy, Limits, RegistryAddress, VersionPolicy
 from registry_serve.protocols.native import native_app
 from registry_serve.registry import Registry, Resolver
 from registry_serve.signature import Compatibility
@@ -41,6 +43,8 @@ def plane(shelf):
         versions="all",
         compatibility=Compatibility.EXACT,
         max_models=2,
+        cache=None,
+        batching="auto",
         load=None,
         start=True,
         uri=None,
@@ -53,9 +57,10 @@ def plane(shelf):
         made = DataPlane(
             Contract(version, Compatibility(compatibility)),
             Resolver(registry, model, version, policy, address),
-            load or (lambda each: load_pyfunc(each, registry.download(each))),
-            CachePolicy(max_models=max_models),
-            Limits(**limits),
+            load or (lambda each: load_held(partial(registry.download, each), partial(load_pyfunc, each))),
+            cache=cache or CachePolicy(max_models=max_models),
+            batching=BatchPolicy(mode=batching) if isinstance(batching, str) else batching,
+            limits=Limits(**limits),
         )
         shelf.loads()
         if start:
@@ -106,6 +111,7 @@ def cluster():
     """One small cluster for the whole run."""
     os.environ["RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S"] = "0"
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ["RUNTIME_ENV_RETRY_TIMES"] = "1"  # an environment that cannot be made is not tried for a minute
     import ray
     from ray import serve
 

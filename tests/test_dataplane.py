@@ -9,7 +9,6 @@ import pandas as pd
 import pytest
 from mlflow.models import infer_signature
 
-from registry_serve.cache import VersionState
 from registry_serve.errors import (
     Draining,
     InvalidRequest,
@@ -24,6 +23,7 @@ from registry_serve.errors import (
     VersionNotFound,
     WarmUpFailed,
 )
+from registry_serve.leases import VersionState
 from tests.toys import Constant, Shout
 
 
@@ -286,7 +286,7 @@ async def test_answers_that_differ_from_the_declared_outputs_are_logged_once_and
     async with plane("liar", version) as made:
         for _ in range(3):
             await made.predict(None, body("a"))
-        assert made.counts.undeclared_answers == 3
+        assert made.status()["undeclared_answers"] == 3
     assert caplog.text.count("answers otherwise than its signature declares") == 1
 
 

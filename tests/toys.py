@@ -1,12 +1,17 @@
 """Small pyfunc models for tests. They travel by value: replicas cannot import this module."""
 
+import ctypes
 import json
+import os
 import sys
+import threading
 import time
+import uuid
 from pathlib import Path
 
 import cloudpickle
 import mlflow
+import numpy as np
 import pandas as pd
 from mlflow.pyfunc import PythonModel
 
@@ -74,6 +79,58 @@ class Constant(PythonModel):
         return self.value
 
 
+class Noting(PythonModel):
+    """Answers each row by itself, notes how many rows each call had, and raises on a row ``bad``.
+
+    Args:
+        note: file that the sizes go to.
+        most: raises on larger frames.
+    """
+
+    def __init__(self, note, most=10**9):
+        self.note = note
+        self.most = most
+
+    def predict(self, context, model_input: pd.DataFrame, params=None):
+        with open(self.note, "a") as file:
+            file.write(f"{len(model_input)}\n")
+        values = model_input["prompt"].tolist()
+        if "bad" in values or len(values) > self.most:
+            raise RuntimeError("not this frame")
+        if values[0] == "wait":
+            time.sleep(0.3)
+        return [f"{value}!" for value in values]
+
+
+class Frame(PythonModel):
+    """Answers with something about its frame, mostly the whole of it.
+
+    Args:
+        how: ``rank``, ``share`` or ``sort`` its numbers, take the ``first`` row's prompt only, ``broadcast`` it to all
+            rows, answer a new number each ``time``, or ``count`` the rows. Only ``words`` depends on each row alone:
+            how many different ones it has.
+    """
+
+    def __init__(self, how):
+        self.how = how
+
+    def predict(self, context, model_input: pd.DataFrame, params=None):
+        column = model_input.iloc[:, 0]
+        answers = {
+            "rank": lambda: column.rank(method="min"),
+            "share": lambda: column / column.sum(),
+            "sort": lambda: column.sort_values(),
+            "first": lambda: [column[0]],
+            "broadcast": lambda: [column[0]] * len(column),
+            "time": lambda: [time.perf_counter_ns()] * len(column),
+            "count": lambda: [len(column)] * len(column),
+            "label": lambda: ["large" if column[0] > 2.5 else "small"] * len(column),
+            "words": lambda: [len(set(value.split())) for value in column],
+            "scale": lambda: (column / column.max() > 0.5).tolist(),
+        }
+        return list(answers[self.how]())
+
+
 class WithParams(PythonModel):
     """Answers with the params it got."""
 
@@ -123,3 +180,75 @@ class Shelf:
         lines = [line.removeprefix("load ") for line in self.note.read_text().splitlines()]
         self.note.write_text("")
         return lines
+
+
+class Obedient(PythonModel):
+    """Answers ``TAG PROCESS VALUE`` for each row, and does what files in a folder say while it loads.
+
+    A test decides by these files when it fails, and when it is well again. Orders: ``hang``, until the order is taken
+    back; ``freeze``, for ever and without giving up Python's lock; ``raise``; ``memory``, more of it than there is;
+    ``exit``, with the whole process. A row may give one too: ``hang`` then lasts as long as the file ``hang``. Each
+    model that is in memory has a file in ``alive``.
+
+    Args:
+        tag: what it answers with, and the name of the file with the order for its loading.
+        folder: holds the files.
+    """
+
+    def __init__(self, tag, folder):
+        self.tag = tag
+        self.folder = str(folder)
+        self.life = None
+
+    def load_context(self, context):
+        with open(f"{self.folder}/loads", "a") as file:
+            file.write(f"{self.tag} {os.getpid()}\n")
+        self.life = f"{self.folder}/alive/{os.getpid()}-{uuid.uuid4().hex}"
+        Path(self.life).touch()
+        order = Path(self.folder, self.tag)
+        if order.exists():
+            self.obey(order.read_text(), order)
+
+    def predict(self, context, model_input: pd.DataFrame, params=None):
+        values = model_input["prompt"].tolist()
+        for value in values:
+            self.obey(value, Path(self.folder, "hang"))
+        return [{"text": f"{self.tag} {os.getpid()} {value}"} for value in values]
+
+    @staticmethod
+    def obey(order, until):
+        if order == "hang":
+            while until.exists():
+                time.sleep(0.02)
+        elif order == "freeze":
+            ctypes.PyDLL(None).sleep(1000)
+        elif order == "raise":
+            raise RuntimeError("as it was told")
+        elif order == "memory":
+            np.zeros(2**50)
+        elif order == "exit":
+            os._exit(1)
+        elif order.startswith("sleep "):
+            time.sleep(float(order.split()[1]))
+
+    def __del__(self):
+        if getattr(self, "life", None) is not None:
+            Path(self.life).unlink(missing_ok=True)
+
+
+class Mourned(PythonModel):
+    """Notes when Python deletes it, and holds itself by a reference cycle."""
+
+    def __init__(self, note):
+        self.note = note
+
+    def load_context(self, context):
+        self.myself = self
+
+    def predict(self, context, model_input: pd.DataFrame, params=None):
+        return [f"{value}!" for value in model_input["prompt"]]
+
+    def __del__(self):
+        if hasattr(self, "myself"):  # not the one that was logged
+            with open(self.note, "a") as file:
+                file.write(f"{threading.current_thread().name}\n")
