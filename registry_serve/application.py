@@ -7,14 +7,14 @@ import json
 import logging
 import os
 from dataclasses import fields
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
-from ray.serve import Application
+from ray.serve import Application, Deployment
 
 from registry_serve.deployment import deployment_from_model_name
 from registry_serve.errors import ConfigurationError
-from registry_serve.policies import Limits, VersionPolicy
+from registry_serve.policies import BatchPolicy, CachePolicy, Limits, VersionPolicy
 from registry_serve.registry import RegisteredModelSummary, Registry, impatient_http, registry_address
 from registry_serve.signature import Compatibility
 
@@ -35,19 +35,30 @@ def _from_json(value: Any) -> Any:
     return value
 
 
-def _limits(value: Any) -> Any:
+def _object(kind: type[Any]) -> BeforeValidator:
+    """Take a policy as an object, or as JSON text; say which of its members do not exist."""
+
+    def decoded(value: Any) -> Any:
+        value = _from_json(value)
+        unknown = value.keys() - {field.name for field in fields(kind)} if isinstance(value, dict) else set()
+        if unknown:
+            known = ", ".join(field.name for field in fields(kind))
+            raise ValueError(f"no such setting: {', '.join(sorted(unknown))}; there are {known}")
+        return value
+
+    return BeforeValidator(decoded)
+
+
+def _batching(value: Any) -> Any:
     value = _from_json(value)
-    unknown = value.keys() - {field.name for field in fields(Limits)} if isinstance(value, dict) else set()
-    if unknown:
-        raise ValueError(f"no such limit: {', '.join(sorted(unknown))}")
-    return value
+    return {"mode": value} if isinstance(value, str) else value
 
 
 class AppArgs(BaseModel):
     """Arguments of ``app``, from ``serve run registry_serve:app NAME=VALUE ...`` or a config file's ``args``.
 
-    They are those of ``deployment_from_model_name``; every value may be text. ``limits`` is an object, as JSON where
-    it is text: ``limits='{"request_timeout_s": 5}'``.
+    They are those of ``deployment_from_model_name``; every value may be text. ``cache``, ``batching`` and ``limits``
+    are objects, as JSON where they are text: ``limits='{"request_timeout_s": 5}'``.
     """
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
@@ -63,9 +74,19 @@ class AppArgs(BaseModel):
         "all", description="Versions that a request may name: 'all', 'aliased', or numbers such as '1,2'."
     )
     compatibility: Compatibility = Field(Compatibility.EXACT, description="'exact' or 'backward'.")
-    max_models_per_replica: int = Field(2, description="Versions that stay loaded in each replica.")
-    limits: Annotated[Limits, BeforeValidator(_limits)] = Field(
-        default_factory=Limits, description="max_body_bytes, request_timeout_s, max_pending_requests."
+    max_models_per_replica: int | None = Field(None, description="Versions that stay loaded in each replica; 2.")
+    cache: Annotated[CachePolicy | None, _object(CachePolicy)] = Field(
+        None, description="max_models, max_bytes, idle_ttl_s and more, as an object."
+    )
+    batching: Annotated[BatchPolicy, _object(BatchPolicy), BeforeValidator(_batching)] = Field(
+        default_factory=BatchPolicy, description="'auto', 'on' or 'off'; or an object with mode, max_batch_size, ..."
+    )
+    environment: Literal["warn", "refuse", "isolate"] = Field(
+        "warn", description="For versions logged with other packages: 'warn', 'refuse' or 'isolate'."
+    )
+    isolation: bool = Field(True, description="Give versions whose Python modules clash a process of their own.")
+    limits: Annotated[Limits, _object(Limits)] = Field(
+        default_factory=Limits, description="max_body_bytes, request_timeout_s, max_pending_requests and more."
     )
     title: str | None = Field(None, description="Title of the API's documentation.")
     api_key_file: str | None = Field(None, description="File with one API key per line, on every node.")
@@ -77,6 +98,15 @@ def app(args: AppArgs) -> Application:
     Raises:
         ConfigurationError: no model is named and none can be chosen.
         RegistryServeError: as ``deployment_from_model_name``.
+    """
+    return deployment_of(args).bind()
+
+
+def deployment_of(args: AppArgs) -> Deployment:
+    """Make the deployment of that application, for those who set options of Ray's on it.
+
+    Raises:
+        RegistryServeError: as ``app``.
     """
     address = registry_address(args.tracking_uri, args.registry_uri)
     with impatient_http(address):
@@ -94,10 +124,14 @@ def app(args: AppArgs) -> Application:
         versions=args.versions,
         compatibility=args.compatibility,
         max_models_per_replica=args.max_models_per_replica,
+        cache=args.cache,
+        batching=args.batching,
+        environment=args.environment,
+        isolation=args.isolation,
         limits=args.limits,
         title=args.title,
         api_key_file=args.api_key_file,
-    ).bind()
+    )
 
 
 def choose_model(models: list[RegisteredModelSummary]) -> str:

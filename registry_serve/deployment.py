@@ -3,21 +3,29 @@
 import asyncio
 import logging
 import re
-from collections.abc import Collection, Mapping
+import sys
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
-from fastapi import FastAPI
 from pydantic_core import from_json
 from ray import serve
 from ray.serve import Deployment
+from starlette.types import ASGIApp
 
 from registry_serve.contract import Contract
 from registry_serve.dataplane import DataPlane
 from registry_serve.errors import ConfigurationError, RegistryUnavailable
-from registry_serve.models.pyfunc import PyfuncModel, load_pyfunc
-from registry_serve.policies import CachePolicy, Limits, RegistryAddress, VersionPolicy
+from registry_serve.leases import VersionState
+from registry_serve.metrics import Metrics
+from registry_serve.models import LoadedModel
+from registry_serve.models.attempts import Attempts
+from registry_serve.models.held import load_held
+from registry_serve.models.isolated import load_isolated
+from registry_serve.models.loading import Loader
+from registry_serve.policies import BatchPolicy, CachePolicy, Limits, LoadPolicy, RegistryAddress, VersionPolicy
 from registry_serve.protocols.gate import ApiKeys
 from registry_serve.protocols.native import native_app
 from registry_serve.registry import (
@@ -38,6 +46,11 @@ logger = logging.getLogger(__name__)
 _HEADROOM = 100
 
 
+#: How long a thread that computes in Python may keep the event loop waiting, once it wants to go on. A request needs
+#: Python several times on its way; with Python's own 5 ms, a version that loads would slow down all others.
+_SWITCH_INTERVAL_S = 0.001
+
+
 @dataclass(frozen=True)
 class Settings:
     """Everything a replica needs to know. It travels inside the deployment class.
@@ -47,6 +60,8 @@ class Settings:
         address: the registry, absolute.
         versions: which versions may be asked for.
         cache: how many stay loaded.
+        loading: what happens to those that do not fit into the replica's process.
+        batching: when requests are merged.
         limits: what one request may cost.
         title: of the API's documentation.
         api_key_file: path on every node of a file with keys; None leaves the endpoint open.
@@ -56,6 +71,8 @@ class Settings:
     address: RegistryAddress
     versions: VersionPolicy = field(default_factory=VersionPolicy)
     cache: CachePolicy = field(default_factory=CachePolicy)
+    loading: LoadPolicy = field(default_factory=LoadPolicy)
+    batching: BatchPolicy = field(default_factory=BatchPolicy)
     limits: Limits = field(default_factory=Limits)
     title: str = ""
     api_key_file: str | None = None
@@ -69,7 +86,11 @@ def deployment_from_model_name(
     registry_uri: str | None = None,
     versions: str | int | Collection[str | int] = "all",
     compatibility: str | Compatibility = Compatibility.EXACT,
-    max_models_per_replica: int = 2,
+    max_models_per_replica: int | None = None,
+    cache: CachePolicy | None = None,
+    batching: str | BatchPolicy = "auto",
+    environment: Literal["warn", "refuse", "isolate"] = "warn",
+    isolation: bool = True,
     limits: Limits | None = None,
     title: str | None = None,
     api_key_file: str | Path | None = None,
@@ -89,7 +110,15 @@ def deployment_from_model_name(
         registry_uri: MLflow's registry URI, where it is another one.
         versions: which versions a request may name: ``"all"``, ``"aliased"`` or version numbers.
         compatibility: ``"exact"`` or ``"backward"``: how alike another version's signature must be.
-        max_models_per_replica: versions that stay loaded in each replica, the default included.
+        max_models_per_replica: versions that stay loaded in each replica, the default included; 2 if not given. Short
+            for ``cache=CachePolicy(max_models=...)``.
+        cache: how many versions stay loaded, how many bytes, and for how long.
+        batching: when the rows of several requests go to the model in one call: ``"auto"``, ``"on"`` or ``"off"``, or
+            a policy that also says how many.
+        environment: what happens to a version that was logged with other packages than are installed: ``"warn"``
+            loads it, ``"refuse"`` does not, ``"isolate"`` installs its packages for a process of its own.
+        isolation: versions whose Python modules clash with another's get a process of their own; else they are
+            refused.
         limits: what one request may cost.
         title: of the API's documentation; the model's name if not given.
         api_key_file: file with one API key per line, on every node; requests then need one of them.
@@ -111,7 +140,9 @@ def deployment_from_model_name(
         contract=Contract(_default(address, model_name, str(default_version), policy), kind),
         address=address,
         versions=policy,
-        cache=CachePolicy(max_models=max_models_per_replica),
+        cache=_cache_policy(max_models_per_replica, cache),
+        loading=LoadPolicy(environment, isolation),
+        batching=batching if isinstance(batching, BatchPolicy) else BatchPolicy(mode=batching),  # type: ignore[arg-type]
         limits=limits or Limits(),
         title=title or model_name,
         api_key_file=None if api_key_file is None else str(Path(api_key_file).absolute()),
@@ -119,6 +150,16 @@ def deployment_from_model_name(
     if settings.api_key_file is not None:
         ApiKeys.read(settings.api_key_file)
     return _deployment(settings)
+
+
+def _cache_policy(max_models: int | None, cache: CachePolicy | None) -> CachePolicy:
+    if max_models is None:
+        return cache or CachePolicy()
+    if cache is not None:
+        raise ConfigurationError(
+            "max_models_per_replica is short for cache=CachePolicy(max_models=...). Give one of them."
+        )
+    return CachePolicy(max_models=max_models)
 
 
 def _default(address: RegistryAddress, model_name: str, version: str, policy: VersionPolicy) -> ModelVersion:
@@ -147,10 +188,13 @@ def _deployment(settings: Settings) -> Deployment:
         async def __init__(self) -> None:  # type: ignore[misc]  # Serve awaits it
             self._advertising: set[asyncio.Task[Any]] = set()
             self._keys = None if settings.api_key_file is None else ApiKeys.read(settings.api_key_file)
-            self._plane = _plane(settings, self._advertise_soon)
+            sys.setswitchinterval(_SWITCH_INTERVAL_S)
+            self._metrics = Metrics()
+            self._plane = _plane(settings, self._noticed)
+            self._publishing = asyncio.get_running_loop().create_task(self._metrics.publish(self._plane))
             await self._plane.start()
 
-        async def __serve_build_asgi_app__(self) -> FastAPI:
+        async def __serve_build_asgi_app__(self) -> ASGIApp:
             return native_app(self._plane, settings.title, self._keys, behind_serve=True)
 
         async def predict(self, rows: Any, params: Mapping[str, Any] | None = None) -> Any:
@@ -168,7 +212,11 @@ def _deployment(settings: Settings) -> Deployment:
             # show it. What is loaded and closed is the cache's business alone.
             return object()
 
-        def _advertise_soon(self, loaded: VersionKey) -> None:
+        def _noticed(self, key: VersionKey, state: VersionState) -> None:
+            logger.info("Version %s of %s is %s.", key.number, key.model, state.value)
+            self._metrics.version_changed(key, state)
+            if state is not VersionState.READY:
+                return
             task = asyncio.get_running_loop().create_task(self._advertise_all())
             self._advertising.add(task)
             task.add_done_callback(self._advertising.discard)
@@ -178,14 +226,19 @@ def _deployment(settings: Settings) -> Deployment:
             for key in self._plane.cache.ready():
                 await self._advertise(key.number)
 
+        def check_health(self) -> None:
+            """Tell Ray when a model has not come back, so that it replaces the replica."""
+            self._plane.check_health()
+
         async def __del__(self) -> None:
-            if hasattr(self, "_plane"):
+            if hasattr(self, "_publishing"):
+                self._publishing.cancel()
                 await self._plane.aclose()
 
     return cast(Deployment, RegisteredModel)
 
 
-def _plane(settings: Settings, on_ready: Any) -> DataPlane:
+def _plane(settings: Settings, on_change: Callable[[VersionKey, VersionState], None]) -> DataPlane:
     """Put a replica's parts together."""
     make_http_impatient(settings.address)
     registry = Registry(settings.address)
@@ -193,10 +246,21 @@ def _plane(settings: Settings, on_ready: Any) -> DataPlane:
     _confirm_default(registry, default)
     resolver = Resolver(registry, default.model, default, settings.versions, settings.address)
 
-    def load(version: ModelVersion) -> PyfuncModel:
-        return load_pyfunc(version, registry.download(version))
+    loader = Loader(settings.loading, load_isolated, Attempts(registry.artifacts.root / ".loading"), default.key)
 
-    return DataPlane(settings.contract, resolver, load, settings.cache, settings.limits, on_ready)
+    def load(version: ModelVersion) -> LoadedModel:
+        return load_held(partial(registry.download, version), partial(loader.load, version))
+
+    return DataPlane(
+        settings.contract,
+        resolver,
+        load,
+        cache=settings.cache,
+        batching=settings.batching,
+        limits=settings.limits,
+        environment=loader.describe,
+        on_change=on_change,
+    )
 
 
 def _confirm_default(registry: Registry, default: ModelVersion) -> None:

@@ -10,7 +10,7 @@ import pytest
 from mlflow.models import ModelSignature
 from mlflow.types.schema import AnyType, Array, ColSpec, ParamSchema, ParamSpec, Schema, TensorSpec
 
-from registry_serve.errors import ConfigurationError
+from registry_serve.errors import ConfigurationError, ModelNotFound
 from registry_serve.protocols.gate import ApiKeys
 from tests.toys import Constant, WithParams
 
@@ -275,3 +275,17 @@ async def test_documentation_needs_nothing_from_elsewhere(client):
         script = await http.get("/static-offline-docs/swagger-ui-bundle.js")
         assert script.status_code == 200
         assert len(script.content) > 100_000
+
+
+async def test_what_goes_wrong_on_other_pages_is_a_problem_too(client, monkeypatch):
+    async with client() as http:
+        wrongs = ((ModelNotFound("toy"), 404, "model_not_found"), (RuntimeError("secret"), 500, "internal_error"))
+        for error, status, code in wrongs:
+
+            async def fails(error=error):
+                raise error
+
+            monkeypatch.setattr(http.plane, "describe", fails)
+            told = await http.get("/model")
+            assert_problem(told, status, code)
+            assert "secret" not in told.text

@@ -11,7 +11,6 @@ from dataclasses import replace
 import pytest
 from mlflow.models import set_signature
 
-from registry_serve.cache import VersionState
 from registry_serve.contract import Contract
 from registry_serve.description import describe
 from registry_serve.errors import (
@@ -22,6 +21,7 @@ from registry_serve.errors import (
     VersionForbidden,
     VersionNotFound,
 )
+from registry_serve.leases import VersionState
 from registry_serve.policies import RegistryAddress, VersionPolicy
 from registry_serve.registry import Registry, Resolver, impatient_http
 from registry_serve.registry.lookups import MOST_ANSWERS, MOST_WAITING, RENEWAL_WAIT_S, Lookups
@@ -574,25 +574,25 @@ async def test_a_registry_that_hangs_costs_one_timeout_and_not_one_for_each_refe
 async def test_the_description_tells_whether_the_registry_answers(make, registry, clock):
     resolver = make()
     contract = Contract(resolver.default)
-    assert (await describe(contract, resolver, {}))["registry_reachable"]
+    assert (await describe(contract, resolver, {}, {}))["registry_reachable"]
     registry.away = True
     clock.now += 5.1
-    described = await describe(contract, resolver, {})
+    described = await describe(contract, resolver, {}, {})
     assert not described["registry_reachable"]
     assert [each["version"] for each in described["versions"]] == ["2", "1"]
     registry.away = False
     clock.now += 5.1
-    assert (await describe(contract, resolver, {}))["registry_reachable"]
+    assert (await describe(contract, resolver, {}, {}))["registry_reachable"]
 
 
 async def test_the_description_has_a_loaded_version_that_the_list_has_not_yet(make, place):
     place.register("newest")
     resolver = make(model="newest")
     contract = Contract(resolver.default)
-    await describe(contract, resolver, {})
+    await describe(contract, resolver, {}, {})
     place.register("newest")
     await resolver.resolve("2")
-    described = await describe(contract, resolver, {"1": VersionState.READY, "2": VersionState.READY})
+    described = await describe(contract, resolver, {"1": VersionState.READY, "2": VersionState.READY}, {})
     assert [(each["version"], each["state"]) for each in described["versions"]] == [("2", "ready"), ("1", "ready")]
     assert described["versions_not_shown"] == 0
 
@@ -611,7 +611,7 @@ async def test_the_description_of_many_versions_leaves_a_thread_for_requests(pla
     address = RegistryAddress(place.uri, timeout_s=0.9)
     default = Registry(address).version("many", "1")
     resolver = Resolver(Slow(address), "many", default, ALL, address)
-    page = asyncio.create_task(describe(Contract(default), resolver, {}))
+    page = asyncio.create_task(describe(Contract(default), resolver, {}, {}))
     await asyncio.sleep(0.1)
     await resolver.resolve("13")
     assert not page.done()

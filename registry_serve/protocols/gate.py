@@ -5,17 +5,35 @@ from __future__ import annotations
 import hmac
 import re
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from registry_serve.errors import ConfigurationError, ForeignOrigin, Unauthenticated
 from registry_serve.protocols.problems import problem
 
+_LOOKED_AT = frozenset({b"authorization", b"host", b"origin", b"x-forwarded-host", b"x-request-id"})
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+
+
+def keys_in(path: str | Path) -> list[str]:
+    """Return the keys in a file: one per line; blank lines and lines that begin with ``#`` do not count.
+
+    Raises:
+        ConfigurationError: the file cannot be read, or holds no key.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"The API key file {str(path)!r} cannot be read on this node.") from error
+    keys = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    if not keys:
+        raise ConfigurationError(f"The API key file {str(path)!r} holds no key.")
+    return keys
 
 
 class ApiKeys:
@@ -29,19 +47,12 @@ class ApiKeys:
 
     @classmethod
     def read(cls, path: str | Path) -> ApiKeys:
-        """Read a file with one key per line; blank lines and lines that begin with ``#`` do not count.
+        """Read a file of keys.
 
         Raises:
             ConfigurationError: the file cannot be read, or holds no key.
         """
-        try:
-            lines = Path(path).read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigurationError(f"The API key file {str(path)!r} cannot be read on this node.") from error
-        keys = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
-        if not keys:
-            raise ConfigurationError(f"The API key file {str(path)!r} holds no key.")
-        return cls(keys)
+        return cls(keys_in(path))
 
     def open(self, authorization: str) -> bool:
         """Say whether an ``Authorization`` header holds one of the keys, with or without ``Bearer``."""
@@ -72,8 +83,8 @@ class Gate:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
-        request_id = headers.get("x-request-id", "")
+        headers = _headers(scope)
+        request_id = headers.get(b"x-request-id", "")
         if not request_id or (self.label and not _REQUEST_ID.fullmatch(request_id)):
             request_id = str(uuid.uuid4())
         scope.setdefault("state", {})["request_id"] = request_id
@@ -89,22 +100,30 @@ class Gate:
         try:
             self._check(scope, headers)
             await self.app(scope, receive, send_noting)
+        except ClientDisconnect:
+            await Response(status_code=499)(scope, receive, send)  # nobody is there to read it
         except Exception as error:
             if started:
                 raise
             await problem(error, request_id)(scope, receive, send)
 
-    def _check(self, scope: Scope, headers: Headers) -> None:
+    def _check(self, scope: Scope, headers: Mapping[bytes, str]) -> None:
         path = scope["path"].removeprefix(scope.get("root_path", ""))
         if path.startswith("/health/"):
             return
-        if self.keys is not None and not self.keys.open(headers.get("authorization", "")):
+        if self.keys is not None and not self.keys.open(headers.get(b"authorization", "")):
             raise Unauthenticated
+        origin = headers.get(b"origin")
         # A page of another site cannot set x-forwarded-host without asking first; a proxy in front of us does.
-        own = (headers.get("host"), headers.get("x-forwarded-host"))
-        origin = headers.get("origin")
+        own = (headers.get(b"host"), headers.get(b"x-forwarded-host"))
         if origin is not None and scope["method"] != "GET" and urlsplit(origin).netloc not in own:
             raise ForeignOrigin
+
+
+def _headers(scope: Scope) -> dict[bytes, str]:
+    """Return the headers that the gate looks at; of several with one name, the first."""
+    raw = reversed(scope["headers"])
+    return {name: value.decode("latin-1") for name, value in raw if name in _LOOKED_AT}
 
 
 def _labelled(send: Send, request_id: str) -> Send:

@@ -8,10 +8,9 @@ from typing import Any
 from registry_serve import errors
 from registry_serve.contract import Contract
 from registry_serve.errors import RegistryServeError
+from registry_serve.protocols.prediction import VERSION_HEADERS
 from registry_serve.signature import RequestSchema, declared_answer_json, example_body
 from registry_serve.version import __version__
-
-VERSION_HEADERS = ("serve_multiplexed_model_id", "serve-multiplexed-model-id")
 
 #: The answers to a prediction that are errors, in the order in which they are checked.
 PREDICTION_ERRORS: tuple[type[RegistryServeError], ...] = (
@@ -23,6 +22,7 @@ PREDICTION_ERRORS: tuple[type[RegistryServeError], ...] = (
     errors.MalformedJSON,
     errors.InvalidRequest,
     errors.TooManyRequests,
+    errors.VersionOverloaded,
     errors.PredictionFailed,
     errors.VersionLoading,
     errors.PredictionTimeout,
