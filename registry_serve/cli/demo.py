@@ -1,0 +1,81 @@
+"""``registry-serve demo``: a toy registry, and what to try on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from registry_serve.cli.screen import console, say
+from registry_serve.cli.serving import local_address, serve_until_stopped
+from registry_serve.launch import Launch, ServedApplication, require_free
+from registry_serve.policies import Limits
+
+
+def demo(
+    folder: Annotated[Path, typer.Option(help="Where the registry is kept.")] = Path(".demo"),
+    from_hub: Annotated[
+        bool, typer.Option(help="Use models from the Hugging Face hub, not ones trained here.")
+    ] = False,
+    serve: Annotated[bool, typer.Option(help="Serve it, until Ctrl-C.")] = False,
+    port: Annotated[int, typer.Option(help="Port to serve on.")] = 8000,
+) -> None:
+    """Build a toy registry of real, tiny language models; a minute the first time, then it is kept."""
+    from registry_serve.demo import build
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as progress:
+        bars: dict[str, TaskID] = {}
+
+        def on_stage(name: str, fraction: float) -> None:
+            if name not in bars:
+                bars[name] = progress.add_task(name, total=1.0)
+            progress.update(bars[name], completed=fraction)
+
+        registry = build(folder, from_hub=from_hub, progress=on_stage)
+    say(f"The demo registry is {registry.tracking_uri}")
+    models = list(registry.versions)
+    if serve:
+        _serve(registry.tracking_uri, models, port)
+    else:
+        command = f"MLFLOW_TRACKING_URI={registry.tracking_uri} registry-serve run {models[0]}"
+        say(f"Serve one of its models with:\n\n    {command}")
+
+
+def _serve(tracking_uri: str, models: list[str], port: int) -> None:
+    """Serve the demo's models on one small cluster, the first of them at the root."""
+    launch = Launch(
+        applications=tuple(
+            ServedApplication(
+                name=model,
+                route_prefix="/" if model == models[0] else f"/{model}",
+                args={"model": model, "version": "1", "tracking_uri": tracking_uri},
+            )
+            for model in models
+        ),
+        port=port,
+    )
+    require_free(launch.host, launch.port)
+    serve_until_stopped(
+        launch, lambda logs: say(_what_to_try(local_address(launch))), max_body_bytes=Limits().max_body_bytes
+    )
+
+
+def _what_to_try(address: str) -> str:
+    sentence = """-d '{"prompt": "The weather is lovely today"}'"""
+    question = """-d '{"question": "Where do you live?"}'"""
+    instruction = """-d '{"inputs": {"prompt": "What is machine learning?"}, "params": {"temperature": 0.6}}'"""
+    return f"""
+Serving at {address}. In another terminal, try:
+
+    curl {address}/serve {sentence}
+    curl {address}/serve {sentence} -H 'serve_multiplexed_model_id: 2'
+    curl {address}/serve {sentence} -H 'serve_multiplexed_model_id: 3'
+    curl {address}/question_answerer/serve {question}
+    curl {address}/instruct_llm/serve {instruction}
+
+In a browser: {address}/docs
+Ctrl-C ends it.
+"""
