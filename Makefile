@@ -11,7 +11,8 @@ help:
 	@echo "make test   lint, type-check and run all tests"
 	@echo "make lint   ruff, mypy, import-linter"
 	@echo "make unit   the tests that need no Ray cluster"
-	@echo "make clean  remove the environment and the demo"
+	@echo "make bench  measure, also other model servers, for about an hour; make bench-quick takes five minutes"
+	@echo "make clean  remove the environment, the demo and what the benchmarks built"
 
 demo: $(INSTALLED)
 	$(BIN)/registry-serve demo --serve
@@ -43,5 +44,19 @@ chromium:
 	     && apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null; } \
 	|| echo "No chromium here: install it (apt-get install chromium) or the browser test will fail."
 
+# Server after server on this machine, about an hour. The peers' environments are built in .bench/.
+.PHONY: bench bench-quick wrk
+bench: $(INSTALLED) wrk
+	$(BIN)/python -m benchmarks all --docs docs
+
+bench-quick: $(INSTALLED) wrk
+	$(BIN)/python -m benchmarks quick
+
+wrk:
+	@command -v wrk >/dev/null \
+	|| { command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ] \
+	     && apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends wrk >/dev/null; } \
+	|| { echo "No wrk here: install it (apt-get install wrk)."; exit 1; }
+
 clean:
-	rm -rf $(VENV) .demo
+	rm -rf $(VENV) .demo .bench

@@ -1,0 +1,1 @@
+"""Ray Serve applications that are measured, and the script that starts them."""
