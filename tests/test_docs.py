@@ -12,7 +12,17 @@ import pytest
 import requests
 from ray import serve
 
-from registry_serve import AppArgs, ConfigurationError, Limits, WarmUpFailed, deployment_from_model_name
+from registry_serve import (
+    AppArgs,
+    BatchPolicy,
+    CachePolicy,
+    ConfigurationError,
+    Limits,
+    ReplicaStuck,
+    WarmUpFailed,
+    deployment_from_model_name,
+    metrics,
+)
 from registry_serve.signature import Compatibility
 from tests.test_api import tree
 
@@ -42,17 +52,28 @@ def test_every_argument_of_the_app_is_described():
         assert f"`{name}`" in described
 
 
-def test_every_limit_is_described_with_its_default():
-    described = section("configuration.md", "Limits")
-    for field in fields(Limits):
-        assert f"| `{field.name}` | {field.default:g} |".replace("1.67772e+07", "16777216") in described
+@pytest.mark.parametrize(("heading", "policy"), [("Limits", Limits), ("Cache", CachePolicy), ("Batching", BatchPolicy)])
+def test_every_setting_is_described_with_its_default(heading, policy):
+    described = section("configuration.md", heading)
+    for field in fields(policy):
+        default = "none" if field.default is None else f'`"{field.default}"`'
+        if isinstance(field.default, (int, float)):
+            default = f"{field.default:.10g}"
+        assert f"| `{field.name}` | {default} |" in described
+
+
+def test_every_metric_is_described():
+    described = section("configuration.md", "Metrics")
+    named = re.findall(r"``(registry_serve_\w+)``", metrics.__doc__)
+    assert len(named) == 7
+    assert [name for name in named if f"| `{name}` |" not in described] == []
 
 
 def test_every_error_code_is_described():
     described = (ROOT / "docs" / "errors.md").read_text()
     for error in tree():
         assert f"`{error.code}`" in described
-        if not issubclass(error, (ConfigurationError, WarmUpFailed)):  # these answer no request
+        if not issubclass(error, (ConfigurationError, WarmUpFailed, ReplicaStuck)):  # these answer no request
             assert f"| {error.status} | `{error.code}` |" in described
 
 
