@@ -9,6 +9,7 @@ serve.run(deployment_from_model_name("translation_model").bind())
 from registry_serve.application import AppArgs, app
 from registry_serve.deployment import deployment_from_model_name
 from registry_serve.errors import (
+    BodyTimeout,
     BodyTooLarge,
     CodeConflict,
     ConfigurationError,
@@ -45,6 +46,7 @@ from registry_serve.version import __version__
 __all__ = [
     "AppArgs",
     "BatchPolicy",
+    "BodyTimeout",
     "BodyTooLarge",
     "CachePolicy",
     "CodeConflict",

@@ -163,7 +163,8 @@ class Limits:
 
     Attributes:
         max_body_bytes: larger bodies get 413.
-        request_timeout_s: how long a caller waits for a prediction (504 after that), loading included (503).
+        request_timeout_s: how long a caller waits for a prediction (504 after that), loading included (503); and how
+            long its body may take to arrive (408).
         max_pending_requests: requests that one replica holds at a time; further ones get 429.
         cold_load_wait_s: how long a caller waits for a version that is not loaded yet, before 503; the load goes on.
             None waits as long as for anything else.

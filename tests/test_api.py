@@ -53,6 +53,7 @@ EXAMPLES = {
     "ModelNotFound": ("m",),
     "VersionNotFound": ("m", "9", ("2", "1")),
     "SignatureConflict": ("m", "2", "1", [{"message": "it differs"}]),
+    "BodyTimeout": (1.5,),
     "BodyTooLarge": (5,),
     "InvalidRequest": ([{"location": ["a", 1], "message": "is required"}],),
     "PredictionFailed": ("m", "1", "raised an error"),

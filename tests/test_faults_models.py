@@ -131,6 +131,12 @@ class Client:
         self.socket = socket.create_connection((parts.hostname, parts.port))
         self.socket.sendall("\r\n".join((*lines, "", "")).encode() + body[: int(said * len(body))])
 
+    def status(self):
+        """Wait for the answer; gives its status."""
+        self.socket.settimeout(10)
+        with self.socket, self.socket.makefile("rb") as answer:
+            return int(answer.readline().split()[1])
+
     def leave(self):
         self.socket.close()
 
@@ -167,6 +173,15 @@ def test_three_hundred_clients_that_leave_leave_nothing_behind(ward, orders):
     eventually(lambda: orders.alive(process.pid) == 2, 20)
     eventually(lambda: process.num_threads() <= threads + 4 and process.num_fds() <= files + 10, 20)
     assert ask(ward, "2").ok
+
+
+def test_clients_that_never_send_all_of_their_body_are_told_so_and_keep_no_place(strict):
+    """May fail: their own requests, with 408."""
+    with Load(strict, clients=2) as load:
+        slow = [Client(strict, said=0.5) for _ in range(20)]
+        assert {client.status() for client in slow} == {408}
+        eventually(lambda: replica(strict)["pending_requests"] <= 2)
+    assert load.failed == []
 
 
 def healthy(address):

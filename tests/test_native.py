@@ -106,6 +106,16 @@ async def test_a_body_without_a_length_is_cut_at_the_limit(client):
         assert_problem(await http.post("/serve", content=endless()), 413, "body_too_large")
 
 
+async def test_a_body_that_takes_too_long_gives_its_place_back(client):
+    async def slow():
+        yield b'{"prompt": '
+        await asyncio.sleep(60)
+
+    async with client(request_timeout_s=0.2, max_pending_requests=1) as http:
+        assert_problem(await http.post("/serve", content=slow()), 408, "body_timeout")
+        assert (await http.post("/serve", json={"prompt": "a"})).status_code == 200
+
+
 async def test_waiting_errors_say_when_to_come_back(client):
     async with client(max_pending_requests=1, request_timeout_s=0.5) as http:
         slow = asyncio.create_task(http.post("/serve", json={"prompt": "sleep 1"}))
@@ -231,7 +241,10 @@ async def test_openapi_shows_the_contract_with_the_models_own_example(client):
     assert document["components"]["schemas"]["Answer"]["items"]["required"] == ["text"]
     posted = document["paths"]["/serve"]["post"]
     assert posted["requestBody"]["content"]["application/json"]["examples"]["one row"]["value"] == {"prompt": "hello"}
-    assert {"200", "401", "403", "404", "409", "413", "422", "429", "500", "503", "504"} <= posted["responses"].keys()
+    told = posted["responses"]
+    assert {"200", "401", "403", "404", "408", "409", "413", "422", "429", "500", "503", "504"} <= told.keys()
+    assert "`too_many_requests`" in told["429"]["description"]
+    assert "`version_overloaded`" in told["429"]["description"]
 
 
 SIGNATURES = {

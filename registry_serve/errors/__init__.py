@@ -13,6 +13,7 @@
     ├── ForeignOrigin              403    a browser page of another site sent the request
     ├── ModelNotFound              404
     ├── VersionNotFound            404
+    ├── BodyTimeout                408    the body does not arrive in time
     ├── SignatureConflict          409    the version's signature breaks the contract
     ├── BodyTooLarge               413
     ├── InvalidRequest             422    the body does not fit the schema
@@ -42,6 +43,7 @@ from registry_serve.errors.deployments import (
     WarmUpFailed,
 )
 from registry_serve.errors.requests import (
+    BodyTimeout,
     BodyTooLarge,
     ForeignOrigin,
     InvalidRequest,
@@ -72,6 +74,7 @@ from registry_serve.errors.serving import (
 )
 
 __all__ = [
+    "BodyTimeout",
     "BodyTooLarge",
     "CodeConflict",
     "ConfigurationError",

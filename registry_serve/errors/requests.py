@@ -88,6 +88,16 @@ class VersionNotFound(RegistryServeError):
         return {"requested_version": self.given["reference"], "available": list(self.given["available"])}
 
 
+class BodyTimeout(RegistryServeError):
+    """``seconds`` is the limit."""
+
+    status = 408
+    code = "body_timeout"
+    title = "The body did not arrive in time"
+    fields = ("seconds",)
+    sentence = "The request's body did not arrive completely within {seconds:g} s."
+
+
 class SignatureConflict(RegistryServeError):
     """``differences`` are mappings with ``where``, ``column``, ``kind``, ``expected``, ``found`` and ``message``."""
 

@@ -16,6 +16,7 @@ from registry_serve.version import __version__
 PREDICTION_ERRORS: tuple[type[RegistryServeError], ...] = (
     errors.Unauthenticated,
     errors.BodyTooLarge,
+    errors.BodyTimeout,
     errors.VersionNotFound,
     errors.VersionForbidden,
     errors.SignatureConflict,
@@ -119,13 +120,11 @@ def _predict(
 
 
 def _problems() -> dict[str, Any]:
-    return {
-        str(error.status): {
-            "description": f"{error.title} (`{error.code}`)",
-            "content": {"application/problem+json": {"schema": _ref("Problem")}},
-        }
-        for error in PREDICTION_ERRORS
-    }
+    told: dict[str, list[str]] = {}
+    for error in PREDICTION_ERRORS:
+        told.setdefault(str(error.status), []).append(f"{error.title} (`{error.code}`)")
+    content = {"application/problem+json": {"schema": _ref("Problem")}}
+    return {status: {"description": "; or: ".join(reasons), "content": content} for status, reasons in told.items()}
 
 
 def _get(operation: str, summary: str, *, unready: bool = False) -> dict[str, Any]:
