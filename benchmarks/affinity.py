@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -48,7 +49,7 @@ def _one(replicas: int, affinity: bool, requests: int, clients: int) -> dict[str
     launch = registry_serve(MANY.model, port, *options, variables={} if affinity else _WITHOUT)
     with running("affinity", launch, port, NATIVE, MANY) as endpoint:
         _wait_for(replicas)
-        errors = _stream(endpoint, NATIVE, requests, clients)
+        wrong = _stream(endpoint, NATIVE, requests, clients)
         loads = _loads() - replicas
     return {
         "replicas": replicas,
@@ -58,26 +59,28 @@ def _one(replicas: int, affinity: bool, requests: int, clients: int) -> dict[str
         "requests": requests,
         "clients": clients,
         "loads": loads,
-        "errors": errors,
+        "errors": wrong.total(),
+        "wrong": dict(wrong),
     }
 
 
-def _stream(endpoint: Endpoint, dialect: Dialect, requests: int, clients: int) -> int:
-    """Send all requests over a few connections; return how many were not answered rightly."""
+def _stream(endpoint: Endpoint, dialect: Dialect, requests: int, clients: int) -> Counter[str]:
+    """Send all requests over a few connections; return what was answered instead of the right answer, and how often."""
     drawn = random.Random(_SEED)  # noqa: S311 - a stream that is the same every time
     versions = [str(drawn.randint(1, VERSIONS)) for _ in range(requests)]
     body = dialect.encode(MANY.rows(1))
 
-    def client(number: int) -> int:
-        wrong = 0
+    def client(number: int) -> Counter[str]:
+        wrong: Counter[str] = Counter()
         with closing(Connection(endpoint.port)) as connection:
             for version in versions[number::clients]:
                 status, content = connection.post(endpoint.path, body, {"serve_multiplexed_model_id": version})
-                wrong += status != 200 or dialect.decode(content) != [{"text": f"{version}: a"}]
+                if status != 200 or dialect.decode(content) != [{"text": f"{version}: a"}]:
+                    wrong[f"{status} {content[:200]!r}"] += 1
         return wrong
 
     with ThreadPoolExecutor(clients) as pool:
-        return sum(pool.map(client, range(clients)))
+        return sum(pool.map(client, range(clients)), Counter())
 
 
 def _wait_for(replicas: int) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.places import REGISTRY_URI, REPOSITORY
-from registry_serve.launch import fast_environment
+from registry_serve import launch
 from registry_serve.policies import Limits
 
 
@@ -38,7 +38,8 @@ def registry_serve(model: str, port: int, *options: str, variables: dict[str, st
 
 def application(builder: str, model: str, port: int) -> Launch:
     """Return what serves another application, ``MODULE:FUNCTION``, under the settings of ``registry-serve run``."""
-    fast = fast_environment(Path(_folder().name), Limits().max_body_bytes, replicas=1)
+    plan = launch.Launch(applications=(), port=port)
+    fast = launch.fast_environment(Path(_folder().name), plan, Limits().max_body_bytes)
     settings = {name: value for name, value in fast.items() if name.startswith("RAY_")}
     command = [sys.executable, "-m", "benchmarks.apps.cluster", builder, str(port), f"model={model}"]
     return Launch(command, {**settings, **_COMMON})

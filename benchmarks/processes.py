@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import subprocess
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
 from benchmarks.places import LOGS, REPOSITORY
+from registry_serve.launch import free_ports
 
 #: Marks what a measurement started. Ray's processes leave their group and their parent, but they keep their variables.
 _MARK = "REGISTRY_SERVE_BENCHMARK"
@@ -72,10 +72,8 @@ def started(name: str, command: Sequence[str], variables: Mapping[str, str]) -> 
 
 
 def free_port() -> int:
-    """Return a loopback port on which nobody listens."""
-    with closing(socket.socket()) as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
+    """Return a port on which nobody listens, and that nobody gets who asks for any."""
+    return free_ports([0], but=0)[0]
 
 
 def _clean_environment() -> dict[str, str]:

@@ -114,10 +114,10 @@ class VersionCache(Generic[K, M]):
         states |= dict.fromkeys(self._failures.keys(), VersionState.FAILED)
         return states | {key: entry.state for key, entry in self._entries.items()}
 
-    def models(self) -> dict[K, M]:
-        """Return the models in memory: the loaded ones, and those that still drain."""
+    def models(self) -> list[tuple[K, M]]:
+        """Return the models in memory: those that still drain, then the loaded ones, which may be of the same keys."""
         entries = [*((key, entry) for entry, key in self._draining.items()), *self._entries.items()]
-        return {key: entry.model for key, entry in entries if entry.model is not None}
+        return [(key, entry.model) for key, entry in entries if entry.model is not None]
 
     @property
     def bytes(self) -> int:
@@ -272,7 +272,7 @@ class VersionCache(Generic[K, M]):
         finally:
             self._closing -= 1
             if key not in self._entries:
-                self._tell(key, VersionState.ABSENT)
+                self._tell(key, self.states().get(key, VersionState.ABSENT))
 
     def _tell(self, key: K, state: VersionState) -> None:
         try:

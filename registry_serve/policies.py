@@ -55,6 +55,10 @@ class CachePolicy:
         _require(self.idle_ttl_s is None or self.idle_ttl_s > 0, "idle_ttl_s must be greater than 0.")
         _require(self.max_concurrent_loads >= 1, "max_concurrent_loads must be at least 1.")
         _require(self.retry_failed_after_s >= 0, "retry_failed_after_s must not be negative.")
+        _require(
+            self.retry_failed_at_most_s >= self.retry_failed_after_s,
+            "retry_failed_at_most_s must not be less than retry_failed_after_s.",
+        )
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ import functools
 import os
 import shutil
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -25,15 +24,15 @@ from mlflow import MlflowClient
 from mlflow.models import ModelSignature
 from mlflow.types.schema import ColSpec, Schema
 
+from registry_serve.launch import free_ports
+
 DOUBLE = ModelSignature(Schema([ColSpec("double", "x")]), Schema([ColSpec("double", "x")]))
 TEXT = ModelSignature(Schema([ColSpec("string", "x")]), Schema([ColSpec("string", "x")]))
 
 
 def free_port() -> int:
-    """Return a loopback port on which nobody listens."""
-    with closing(socket.socket()) as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
+    """Return a port on which nobody listens, and that nobody gets who asks for any."""
+    return free_ports([0], but=0)[0]
 
 
 @contextmanager

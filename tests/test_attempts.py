@@ -55,6 +55,21 @@ def test_loads_that_are_under_way_or_fail_are_no_deaths(attempts):
     assert (attempts.deadly(KEY), notes(attempts)) == (False, 0)
 
 
+def test_a_load_goes_on_where_it_cannot_be_noted(tmp_path, caplog):
+    (tmp_path / "file").touch()
+    attempts = Attempts(tmp_path / "file" / "loading")
+    done = []
+    with attempts.noted(KEY):
+        done.append(attempts.deadly(KEY))
+    assert done == [False]
+    assert "cannot be noted" in caplog.text
+
+
+def test_the_folder_of_model_files_is_the_owners_alone(tmp_path):
+    with Attempts(tmp_path / "models" / "loading").noted(KEY):
+        assert [(tmp_path / name).stat().st_mode & 0o777 for name in ("models", "models/loading")] == [0o700, 0o700]
+
+
 def test_a_load_that_succeeds_clears_its_version(attempts):
     die(attempts)
     with attempts.noted(KEY):

@@ -211,6 +211,29 @@ async def test_a_draining_version_that_is_asked_for_again_is_loaded_anew():
     assert again.closed == 0
 
 
+async def test_every_copy_of_a_version_in_memory_is_told():
+    garage = Garage(max_models=1)
+    async with garage.lease("1") as old:
+        await garage.use("2")
+        async with garage.lease("1") as new:
+            assert garage.cache.models() == [("1", old.model), ("1", new.model)]
+            assert garage.cache.states()["1"] is VersionState.READY
+    await settle()
+    assert garage.cache.models() == [("1", new.model)]
+
+
+async def test_a_version_that_failed_while_an_old_copy_drained_is_still_told_as_failed():
+    garage = Garage(max_models=1, retry_failed_after_s=60)
+    async with garage.lease("1"):
+        await garage.use("2")
+        garage.errors["1"] = LoadFailed("toy", "1", "broken")
+        with pytest.raises(LoadFailed):
+            await garage.use("1")
+    await settle()
+    assert garage.cache.states()["1"] is VersionState.FAILED
+    assert [state for key, state in garage.changes if key == "1"][-1] == "failed"
+
+
 async def test_a_broken_version_evicts_nothing():
     garage = Garage(max_models=2, retry_failed_after_s=0)
     await garage.use("1")
@@ -459,7 +482,9 @@ async def test_a_version_goes_through_its_states_in_order():
     }
 
 
-@pytest.mark.parametrize("wrong", [{"max_bytes": 0}, {"idle_ttl_s": 0}, {"max_models": 0}], ids=str)
+@pytest.mark.parametrize(
+    "wrong", [{"max_bytes": 0}, {"idle_ttl_s": 0}, {"max_models": 0}, {"retry_failed_at_most_s": 1}], ids=str
+)
 def test_a_policy_refuses_what_makes_no_sense(wrong):
     with pytest.raises(ConfigurationError):
         CachePolicy(**wrong)

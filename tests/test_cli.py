@@ -54,6 +54,13 @@ def test_a_taken_port_is_one_line_and_exit_code_1(demo_registry):
     assert "Traceback" not in told.stdout + told.stderr
 
 
+def test_a_port_that_does_not_exist_is_one_line_and_exit_code_1(tmp_path):
+    told = run("demo", "--folder", str(tmp_path / "demo"), "--serve", "--port", "99999")
+    assert told.returncode == 1
+    assert "error: Invalid value for '--port'" in told.stderr
+    assert not (tmp_path / "demo").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_the_demo_serves_what_it_says_until_ctrl_c(demo_registry):

@@ -163,26 +163,41 @@ async def test_a_caller_that_leaves_takes_its_work_out_of_the_queue(plane):
 
 
 async def test_a_model_is_not_closed_under_a_caller_that_left(plane):
-    closed = threading.Event()
-    states = []
+    began, goes_on, closed = threading.Event(), threading.Event(), threading.Event()
 
     class Slow:
         def predict(self, data, params):
-            time.sleep(0.5)
-            states.append(closed.is_set())
-            return []
+            began.set()
+            goes_on.wait(10)
+            return [{"text": "done"}]
 
         def close(self):
             closed.set()
 
-    async with plane(load=lambda version: Slow(), start=False, max_models=1) as made:
-        leaves = asyncio.create_task(made.predict("2", b"[]"))
-        await asyncio.sleep(0.2)
-        leaves.cancel()
-        await made.predict("6", b"[]")
+    async def state(version):
         await asyncio.sleep(0.1)
-        assert states[0] is False
-    assert closed.is_set()
+        return {key.number: state.value for key, state in made.cache.states().items()}.get(version)
+
+    async with plane(load=lambda version: Slow(), start=False, max_models=1, batching="off") as made:
+        leaves = asyncio.create_task(ask(made, "2", "a"))
+        assert await asyncio.to_thread(began.wait, 10)
+        leaves.cancel()
+        stays = asyncio.create_task(ask(made, "6", "a"))
+        while await state("6") != "ready":
+            pass
+        # Evicted, and not given up as long as it computes.
+        assert (await state("2"), closed.is_set()) == ("draining", False)
+        goes_on.set()
+        assert await stays == ("6", ["done"])
+        assert await state("2") is None
+        assert closed.is_set()
+
+
+async def test_an_example_whose_columns_are_only_counted_is_used(plane, shelf):
+    example = pd.DataFrame([[1.0, 2.0], [3.0, 4.0]])
+    shelf.log("counted", Constant(5), signature=infer_signature(example), input_example=example)
+    async with plane("counted") as made:
+        assert (await made.predict(None, b'{"0": 1, "1": 2}')).body == b"5"
 
 
 @pytest.mark.parametrize("order", ["raise", "exit", "stop"])

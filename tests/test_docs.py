@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import requests
+import typer
 from ray import serve
 
 from registry_serve import (
@@ -20,6 +21,7 @@ from registry_serve import (
     Limits,
     ReplicaStuck,
     WarmUpFailed,
+    cli,
     deployment_from_model_name,
     metrics,
 )
@@ -86,16 +88,33 @@ def test_every_invariants_test_exists():
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page):
-    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
+    for target, anchor in re.findall(r"\]\(([^)#]*)(?:#([^)]*))?\)", page.read_text()):
         if not target.startswith("http"):
-            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+            linked = page.parent / target if target else page
+            assert linked.exists(), f"{page.name} links to {target}"
+            assert not anchor or anchor in anchors(linked.read_text()), f"{page.name} links to {target}#{anchor}"
+
+
+def anchors(text):
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_every_option_of_the_commands_is_described():
+    pages = (ROOT / "docs" / "running.md").read_text()
+    arguments = {f"--{name.replace('_', '-')}" for name in AppArgs.model_fields}
+    for command in typer.main.get_command(cli.app).commands.values():
+        offered = {name for each in command.params for name in each.opts if name.startswith("--")}
+        assert [name for name in offered - arguments if f"`{name}`" not in pages] == []
 
 
 def test_the_changelog_and_the_version_agree():
     from registry_serve import __version__
 
     changelog = (ROOT / "CHANGELOG.md").read_text()
-    assert "## [Unreleased]" in changelog or f"## [{__version__}]" in changelog
+    heading = "Unreleased" if "dev" in __version__ else __version__
+    assert f"## [{heading}]" in changelog
 
 
 # --- the tour --------------------------------------------------------------------------------------------------------

@@ -131,12 +131,14 @@ def unloaded(far, version):
     eventually(lambda: all(ask(far, each).ok for each in others) and replica(far)["states"][version] == "absent")
 
 
-@pytest.mark.parametrize("damage", ["shorter", "altered"])
-def test_a_damaged_copy_on_the_node_is_downloaded_again(far, disk, damage):
+@pytest.mark.parametrize(
+    ("name", "damage"), [("python_model.pkl", "shorter"), ("python_model.pkl", "altered"), ("MLmodel", "altered")]
+)
+def test_a_damaged_copy_on_the_node_is_downloaded_again(far, disk, name, damage):
     """Nothing may fail."""
     assert ask(far, "4").ok
     unloaded(far, "4")
-    sound = stored("4", "python_model.pkl")
+    sound = stored("4", name)
     copy = copied(disk, sound)
     content = copy.read_bytes()
     copy.write_bytes(content[:100] if damage == "shorter" else bytes(len(content)))

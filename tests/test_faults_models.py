@@ -196,8 +196,8 @@ def test_a_model_that_hangs_keeps_only_its_own_callers_waiting_until_its_replica
         hanging = list(pool.map(lambda _: ask(strict, "2", "hang"), range(13)))
         counted = Counter((each.status, each.code) for each in hanging)
         assert set(counted) == {(504, "prediction_timeout"), (429, "version_overloaded")}
-        # One that computes, and four that wait; the first may still have waited when the fifth came.
-        assert counted[504, "prediction_timeout"] in (4, 5)
+        # One that computes, and four that wait; a request that comes when their time is over takes a place again.
+        assert counted[504, "prediction_timeout"] >= 4
         assert healthy(strict)
         eventually(lambda: {each.pid for each in load.sent if each.ok} - {pid})
         assert ask(strict, "2").ok

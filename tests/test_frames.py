@@ -292,6 +292,11 @@ def test_optional_columns_and_missing_booleans_tell_requests_apart():
     assert keys(columns, [{"b": False, "n": 2}, {"b": True, "n": 3}]) == found[2:3]
 
 
+def test_an_optional_double_that_is_there_is_not_equal_to_one_that_is_not():
+    one, other = keys([ColSpec("long", "n"), ColSpec("double", "d", required=False)], {"n": 1, "d": 1}, {"n": 1})
+    assert one != other
+
+
 def test_params_tell_requests_apart_by_type_and_value():
     params = ParamSchema([ParamSpec("t", "double", 0.5), ParamSpec("many", "double", [1.0], shape=(-1,))])
     given_params = [{"t": 1}, {"t": 1.0}, {"t": 0.0}, {"t": -0.0}, {"t": None}, {"many": [1.0]}, {"many": []}, {}]

@@ -12,9 +12,11 @@ import pytest
 from mlflow.types.llm import ChatCompletionResponse
 from pydantic import BaseModel
 
+from registry_serve.downloaders import ModelFiles
 from registry_serve.errors import CodeConflict, LoadFailed
 from registry_serve.models import RefusedByModel
 from registry_serve.models.code_paths import claimed, is_home
+from registry_serve.models.held import HeldModel
 from registry_serve.models.pyfunc import load_pyfunc
 from registry_serve.policies import RegistryAddress
 from registry_serve.registry import Registry
@@ -247,11 +249,31 @@ async def test_a_chat_model_takes_one_conversation_at_a_time(client, shelf):
         assert (many.status_code, "one request at a time" in many.json()["detail"]) == (422, True)
 
 
-def test_a_directory_whose_modules_others_may_share_is_known(tmp_path):
+class Noted(ModelFiles):
+    """Files that note whether they were released."""
+
+    released = False
+
+    def release(self):
+        self.released = True
+
+
+class Nothing:
+    """A model that does nothing."""
+
+    def close(self):
+        pass
+
+
+def test_a_directory_whose_modules_others_may_share_is_known_and_held_once(tmp_path):
     code = tmp_path / "one" / "code"
     code.mkdir(parents=True)
     (code / "a_module_of_one_version.py").write_text("")
     with claimed(code):
         pass
     assert is_home(tmp_path / "one")
+    held = [Noted(tmp_path / "one", 1) for _ in range(3)]
+    for files in held:
+        HeldModel(Nothing(), files).close()
+    assert [files.released for files in held] == [False, True, True]
     assert not is_home(tmp_path / "other")

@@ -21,9 +21,10 @@ from mlflow.pyfunc import PythonModel
 
 from registry_serve import cli, launch
 from registry_serve.application import AppArgs
-from registry_serve.cli.run import model_and_reference, run
+from registry_serve.cli.run import _headers, model_and_reference, run
 from registry_serve.cluster import cause
 from registry_serve.errors import ConfigurationError
+from registry_serve.protocols.gate import ApiKeys
 from tests.mlflow_server import free_port
 from tests.toys import Constant
 
@@ -112,6 +113,8 @@ def refuse(monkeypatch, capsys, shelf):
         (["toy", "--host", "0.0.0.0"], "Give --api-key-file FILE, or --no-auth"),
         (["toy", "--host", "192.0.2.77", "--no-auth"], "--host is 127.0.0.1 or 0.0.0.0, not 192.0.2.77"),
         (["toy", "--no-auth", "--api-key-file", __file__], "contradict each other"),
+        (["toy", "--max-models-per-replica", "3", "--cache", '{"max_models": 2}'], "Give one of them"),
+        (["toy", "--environment", "isolate", "--isolation", "false"], "isolation"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -140,6 +143,14 @@ def test_a_taken_port_is_one_line(refuse):
         assert f"Port {port} is taken" in refuse("toy", "--port", port)
 
 
+def test_a_key_is_sent_as_it_stands_in_its_file(tmp_path):
+    file = tmp_path / "keys.txt"
+    file.write_text("\ufeffключ-é\n", "utf-8")
+    sent = _headers(AppArgs(api_key_file=str(file)))["authorization"]
+    assert sent.encode("latin-1").decode() == "Bearer ключ-é"
+    assert ApiKeys.read(file).open(sent)
+
+
 def test_a_cluster_that_runs_already_is_not_joined(refuse, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
     assert "serve run registry_serve:app model=toy" in refuse("toy")
@@ -150,11 +161,12 @@ def test_a_cluster_that_runs_already_is_not_joined(refuse, monkeypatch):
 
 def test_variables_that_are_set_already_win(monkeypatch, tmp_path):
     monkeypatch.setenv("RAY_SERVE_HAPROXY_NBTHREAD", "7")
-    made = launch.fast_environment(tmp_path, 1000, 3)
+    made = launch.fast_environment(tmp_path, planned(replicas=3, drain_s=300), 1000)
     assert made["RAY_SERVE_HAPROXY_NBTHREAD"] == "7"
     assert made["RAY_SERVE_THROUGHPUT_OPTIMIZED"] == "1"
     assert made["PATH"] == os.environ["PATH"]
     assert int(made["RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH"]) > 1000
+    assert int(made["RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S"]) > 300
 
 
 def test_two_clusters_share_neither_files_nor_ports(tmp_path):
@@ -164,11 +176,19 @@ def test_two_clusters_share_neither_files_nor_ports(tmp_path):
         taken.bind(("", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        assert launch.free_port(port) != port
-    one, other = (launch.fast_environment(tmp_path / name, 1, 1) for name in made(tmp_path, "a", "b"))
+        assert port not in launch.free_ports([port, 0, 0], but=0)
+    free = launch.free_ports([0], but=0)
+    assert launch.free_ports(free, but=0) == free
+    assert launch.free_ports(free, but=free[0]) != free
+    assert len(set(launch.free_ports(free * 3, but=0))) == 3
+    one, other = (launch.fast_environment(tmp_path / name, planned(), 1) for name in made(tmp_path, "a", "b"))
     names = [name for name in one if name.startswith("RAY_SERVE_HAPROXY") and "/" in one[name]]
     assert len(names) == 6
     assert all(one[name] != other[name] for name in names)
+
+
+def planned(**options):
+    return launch.Launch(applications=(), **options)
 
 
 def made(folder, *names):
@@ -258,13 +278,14 @@ def running(folder, *words):
             process.end(signal.SIGINT, signal.SIGINT)
 
 
-def left_of(sessions):
-    def session(pid):
-        try:
-            return os.getsid(pid)
-        except OSError:
-            return None
+def session(pid):
+    try:
+        return os.getsid(pid)
+    except OSError:
+        return None
 
+
+def left_of(sessions):
     return [pid for pid in psutil.pids() if session(pid) in sessions]
 
 
@@ -319,7 +340,7 @@ def test_front_door_and_replicas_listen_on_loopback_only(served):
     sessions = served.sessions()
     listening = defaultdict(set)
     for each in psutil.net_connections("tcp"):
-        if each.status == psutil.CONN_LISTEN and each.pid and os.getsid(each.pid) in sessions:
+        if each.status == psutil.CONN_LISTEN and each.pid and session(each.pid) in sessions:
             listening[each.laddr.port].add(each.laddr.ip)
     assert listening[served.port] == {"127.0.0.1"}
     replicas = [port for port in listening if 30000 <= port < 31000]
@@ -371,6 +392,31 @@ def test_sigterm_lets_requests_in_flight_end_and_leaves_nothing_behind(served):
     assert served.printed.rstrip().endswith("Stopped.")
     assert served.errors.read_text() == ""
     assert left_of(sessions) == []
+
+
+@pytest.mark.cluster
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_two_that_start_together_both_serve_and_drain_although_nobody_reads_what_they_print(shelf, tmp_path):
+    words = ["toy", "--tracking-uri", shelf.uri]
+    with running(tmp_path, *words) as one, running(tmp_path, *words) as other:
+        for process in (one, other):
+            process.until("Ctrl-C ends it")
+        sessions, answers = one.sessions() | other.sessions(), []
+        callers = [
+            threading.Thread(target=lambda each=each: answers.append(each.ask("sleep 3"))) for each in (one, other)
+        ]
+        for caller in callers:
+            caller.start()
+        time.sleep(1)
+        for process in (one, other):
+            process.process.stdout.close()
+            process.process.send_signal(signal.SIGINT)
+        assert [process.process.wait(60) for process in (one, other)] == [0, 0]
+        for caller in callers:
+            caller.join()
+        assert [answer.json() for answer in answers] == [[{"text": "one:sleep 3"}]] * 2
+        assert left_of(sessions) == []
 
 
 @pytest.mark.cluster

@@ -20,11 +20,13 @@ def demo(
         bool, typer.Option(help="Use models from the Hugging Face hub, not ones trained here.")
     ] = False,
     serve: Annotated[bool, typer.Option(help="Serve it, until Ctrl-C.")] = False,
-    port: Annotated[int, typer.Option(help="Port to serve on.")] = 8000,
+    port: Annotated[int, typer.Option(help="Port to serve on.", min=1, max=65535)] = 8000,
 ) -> None:
     """Build a toy registry of real, tiny language models; a minute the first time, then it is kept."""
     from registry_serve.demo import build
 
+    if serve:
+        require_free(Launch(applications=()).host, port)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
         bars: dict[str, TaskID] = {}
@@ -57,7 +59,6 @@ def _serve(tracking_uri: str, models: list[str], port: int) -> None:
         ),
         port=port,
     )
-    require_free(launch.host, launch.port)
     serve_until_stopped(
         launch, lambda logs: say(_what_to_try(local_address(launch))), max_body_bytes=Limits().max_body_bytes
     )

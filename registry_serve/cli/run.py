@@ -17,10 +17,10 @@ from registry_serve.application import AppArgs, choose_version
 from registry_serve.cli.screen import say, show
 from registry_serve.cli.serving import fetch, local_address, serve_until_stopped
 from registry_serve.contract import Contract
-from registry_serve.deployment import deployment_name
+from registry_serve.deployment import cache_policy, deployment_name
 from registry_serve.errors import ConfigurationError, RegistryUnavailable
 from registry_serve.launch import Launch, ServedApplication, has_haproxy, require_free
-from registry_serve.policies import RegistryAddress, VersionPolicy
+from registry_serve.policies import LoadPolicy, RegistryAddress, VersionPolicy
 from registry_serve.protocols.gate import keys_in
 from registry_serve.registry import ModelVersion, Registry, impatient_http, parse_reference, registry_address
 from registry_serve.signature import example_body
@@ -164,7 +164,10 @@ def _resolve(args: AppArgs) -> tuple[ModelVersion, AppArgs]:
             f"The registry at {_without_password(address.registry_uri)} does not answer. Start it, or name another one "
             "with --tracking-uri or MLFLOW_TRACKING_URI."
         ) from None
+    # What else would be refused where it is deployed, when Ray and Serve have started.
     Contract(default, args.compatibility)
+    cache_policy(args.max_models_per_replica, args.cache)
+    LoadPolicy(args.environment, args.isolation)
     keys = None if args.api_key_file is None else str(Path(args.api_key_file).absolute())
     return default, args.model_copy(update={"version": default.number, "api_key_file": keys, **_absolute(address)})
 
@@ -190,7 +193,8 @@ def _absolute(address: RegistryAddress) -> dict[str, str]:
 def _headers(args: AppArgs) -> dict[str, str]:
     if args.api_key_file is None:
         return {}
-    return {"authorization": f"Bearer {keys_in(args.api_key_file)[0]}"}
+    # A header is latin-1 to Python's client; a key is UTF-8, like its file.
+    return {"authorization": f"Bearer {keys_in(args.api_key_file)[0]}".encode().decode("latin-1")}
 
 
 def _announce(launch: Launch, args: AppArgs, default: ModelVersion, logs: str) -> None:

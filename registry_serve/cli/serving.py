@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -24,6 +25,8 @@ from registry_serve.launch import Launch, fast_environment
 
 #: HAProxy asks a new replica a few times whether it is healthy before it sends it anything.
 _ANSWER_WITHIN_S = 60.0
+#: How often processes are ended that somebody still starts; one that cannot be ended is given up then.
+_KILLS = 10
 #: Exit code of a command that Ctrl-C ended early.
 INTERRUPTED = 130
 #: HAProxy takes at most 97 characters for the path of a socket, and Ray adds 70 of its own.
@@ -80,11 +83,16 @@ class ClusterProcess:
         raise self._ended()
 
     def drain(self) -> None:
-        """Let it answer what it has taken, and end."""
+        """Let it answer what it has taken, and end.
+
+        Raises:
+            ConfigurationError: it could not.
+        """
         assert self._process.stdin is not None
         with suppress(BrokenPipeError):
             self._process.stdin.close()
-        self._process.wait()
+        if self._process.wait() != 0:
+            raise self._ended()
 
     def _messages(self) -> Iterator[dict[str, Any]]:
         assert self._process.stdout is not None
@@ -97,28 +105,27 @@ class ClusterProcess:
         return ConfigurationError("\n".join(["Ray has ended unexpectedly. The last it said:", *last]))
 
     def close(self) -> None:
-        """End whatever is left of it, at once."""
-        # Ray gives its workers process groups of their own, but not sessions.
-        left = [each for each in map(_process, psutil.pids()) if each and _session(each.pid) == self._process.pid]
-        for each in left:
-            with suppress(psutil.NoSuchProcess):
-                each.kill()
+        """End whatever is left of it, at once. Nothing interrupts this: an HAProxy without a cluster keeps its port."""
+        for which in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(which, signal.SIG_IGN)
+        # While one process is ended, another may start a further one.
+        for _ in range(_KILLS):
+            left = list(_of_session(self._process.pid))
+            if not left:
+                break
+            for each in left:
+                with suppress(psutil.NoSuchProcess):
+                    each.kill()
+            psutil.wait_procs(left, timeout=5)
         self._process.wait()
-        psutil.wait_procs(left, timeout=10)
 
 
-def _process(pid: int) -> psutil.Process | None:
-    try:
-        return psutil.Process(pid)
-    except psutil.NoSuchProcess:
-        return None
-
-
-def _session(pid: int) -> int | None:
-    try:
-        return os.getsid(pid)
-    except OSError:
-        return None
+def _of_session(leader: int) -> Iterator[psutil.Process]:
+    """Find the living processes of a session: Ray gives its workers process groups of their own, but not sessions."""
+    for each in psutil.process_iter():
+        with suppress(psutil.NoSuchProcess, OSError):
+            if os.getsid(each.pid) == leader and each.status() != psutil.STATUS_ZOMBIE:
+                yield each
 
 
 def serve_until_stopped(
@@ -138,9 +145,8 @@ def serve_until_stopped(
     with (
         _interrupted_by_signals(),
         tempfile.TemporaryDirectory(prefix="serve-", dir=_SHORT, ignore_cleanup_errors=True) as name,
-        closing(
-            ClusterProcess(launch, Path(name), fast_environment(Path(name), max_body_bytes, launch.replicas))
-        ) as cluster,
+        _starting() as (usual_ports, started),
+        closing(_cluster(launch, Path(name), max_body_bytes, usual_ports)) as cluster,
     ):
         answering = False
         try:
@@ -148,24 +154,53 @@ def serve_until_stopped(
                 logs = cluster.wait_until_running(show)
                 show("Waiting for the first answer")
                 wait_until_answering(launch, headers or {})
+            started()
             answering = True
             announce(logs)
             cluster.wait()
         except KeyboardInterrupt:
             if not answering:
-                say("Stopped before it was ready.")
+                _say_if_anybody_listens("Stopped before it was ready.")
                 raise SystemExit(INTERRUPTED) from None
             _drain(cluster)
 
 
+def _cluster(launch: Launch, folder: Path, max_body_bytes: int, usual_ports: bool) -> ClusterProcess:
+    return ClusterProcess(launch, folder, fast_environment(folder, launch, max_body_bytes, usual_ports=usual_ports))
+
+
+@contextmanager
+def _starting() -> Iterator[tuple[bool, Callable[[], None]]]:
+    """Say whether nobody else on this machine is starting a cluster, and give what to call once ours has started.
+
+    HAProxy listens on its ports only long after they were chosen: of two that start together, one keeps off the usual.
+    """
+    with Path(_SHORT, f"registry-serve-{os.getuid()}.starting").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False, lock.close
+        else:
+            yield True, lock.close
+
+
 def _drain(cluster: ClusterProcess) -> None:
-    say("Stopping: requests in flight are answered first. Ctrl-C again ends it at once.")
+    # A terminal that is closed sends its signal twice.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    _say_if_anybody_listens("Stopping: requests in flight are answered first. Ctrl-C again ends it at once.")
     try:
         cluster.drain()
     except KeyboardInterrupt:
-        say("Ended at once.")
+        _say_if_anybody_listens("Ended at once.")
         raise SystemExit(INTERRUPTED) from None
-    say("Stopped.")
+    _say_if_anybody_listens("Stopped.")
+
+
+def _say_if_anybody_listens(text: str) -> None:
+    """Print a line where that is possible: Ctrl-C ends a ``tee`` behind us as well, and a terminal may be gone."""
+    # Rich leaves the program when a pipe is broken; the requests in flight would end with it.
+    with suppress(OSError, SystemExit):
+        say(text)
 
 
 @contextmanager

@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from registry_serve.downloaders import ModelFiles
-from registry_serve.errors import CodeConflict, EnvironmentConflict, LoadFailed
+from registry_serve.errors import CodeConflict, EnvironmentConflict
 from registry_serve.models import LoadedModel
 from registry_serve.models.code_paths import is_home
 
 logger = logging.getLogger(__name__)
+
+#: Files that modules of this process may still be read from, by directory; held as long as the process lives.
+_homes: dict[Path, ModelFiles] = {}
 
 
 class HeldModel:
@@ -33,14 +36,18 @@ class HeldModel:
         return self._model.predict(data, params)
 
     def close(self) -> None:
-        """Close the model, and only then let go of its files; those with modules of this process stay."""
+        """Close the model, and only then let go of its files; those with modules of this process stay held, once."""
         model, self._model = self._model, None
         try:
             if model is not None:
                 model.close()
         finally:
-            if not is_home(self._files.directory):
+            if not is_home(self._files.directory) or not self._is_first():
                 self._files.release()
+
+    def _is_first(self) -> bool:
+        """Say whether these are the files that keep a home on the disk; further holds of the same one do nothing."""
+        return _homes.setdefault(self._files.directory, self._files) is self._files
 
 
 def load_held(fetch: Callable[[], ModelFiles], load: Callable[[Path], LoadedModel]) -> HeldModel:
@@ -74,7 +81,8 @@ def _load_once(files: ModelFiles, load: Callable[[Path], LoadedModel]) -> HeldMo
     except (CodeConflict, EnvironmentConflict):
         files.release()
         raise
-    except LoadFailed as error:
+    except Exception as error:
+        # Not only LoadFailed: what is read before the model itself, its MLmodel file, may be damaged as well.
         sound = files.verify()
         files.release()
         if sound:

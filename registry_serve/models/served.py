@@ -43,6 +43,12 @@ class Merging:
     groups: frozenset[Hashable] | None
     reason: str | None = None
 
+    def __str__(self) -> str:
+        """Return it in words."""
+        if self.reason is None:
+            return "yes"
+        return f"{'some' if self.groups else 'no'}, {self.reason}"
+
     def allows(self, group: Hashable | None) -> bool:
         """Say whether requests of a group may be merged."""
         return group is not None and (self.groups is None or group in self.groups)
@@ -96,7 +102,7 @@ class ServedModel:
             self.version.number,
             self.version.model,
             time.monotonic() - started,
-            "yes" if self.merging.reason is None else f"no, {self.merging.reason}",
+            self.merging,
         )
 
     async def predict(self, request: Request, hold: Hold, timeout_s: float | None) -> bytes:
@@ -150,7 +156,7 @@ class ServedModel:
         """Return what ``/model`` tells of a loaded version."""
         return {
             "batching": {
-                "merges_requests": self.merging.reason is None,
+                "merges_requests": self.merging.groups != frozenset(),
                 "reason": self.merging.reason,
                 "calls": self.calls,
                 "waiting": len(self._batcher),

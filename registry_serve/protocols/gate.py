@@ -27,7 +27,7 @@ def keys_in(path: str | Path) -> list[str]:
         ConfigurationError: the file cannot be read, or holds no key.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"The API key file {str(path)!r} cannot be read on this node.") from error
     keys = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
@@ -116,8 +116,15 @@ class Gate:
         origin = headers.get(b"origin")
         # A page of another site cannot set x-forwarded-host without asking first; a proxy in front of us does.
         own = (headers.get(b"host"), headers.get(b"x-forwarded-host"))
-        if origin is not None and scope["method"] != "GET" and urlsplit(origin).netloc not in own:
+        if origin is not None and scope["method"] != "GET" and _site(origin) not in own:
             raise ForeignOrigin
+
+
+def _site(origin: str) -> str:
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        raise ForeignOrigin from None
 
 
 def _headers(scope: Scope) -> dict[bytes, str]:

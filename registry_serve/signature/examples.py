@@ -50,7 +50,8 @@ def _translated(example: Any, schema: RequestSchema) -> Any:
 def _split_rows(split: Mapping[str, Any], schema: RequestSchema) -> Any:
     rows = split["data"]
     if isinstance(schema.inputs, NamedColumns):
-        names = [str(name) for name in split["columns"]]
+        # MLflow leaves out names that only count the columns.
+        names = [str(name) for name in split.get("columns") or range(len(schema.inputs.columns))]
         return [dict(zip(names, row, strict=True)) for row in rows]
     if all(len(row) == 1 for row in rows) and schema.inputs.row_json.get("prefixItems") is None:
         return [row[0] for row in rows]

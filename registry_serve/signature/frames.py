@@ -167,7 +167,9 @@ class Frames:
         if self.inferred:
             return None
         missing = [field.place for field in self._strings if field.values(rows[:1]) == [None]]
-        return (*self._varying_dtypes(rows), *missing) if missing else self._varying_dtypes(rows)
+        # By name: to NumPy, the dtype of a double equals the None of a column that is not there.
+        dtypes = [dtype and dtype.str for dtype in self._varying_dtypes(rows)]
+        return (*dtypes, *missing)
 
     @cached_property
     def nested(self) -> bool:

@@ -20,7 +20,7 @@ from registry_serve.signature.rows import Place, check, fault, located
 from registry_serve.signature.scalars import Form, Target
 from registry_serve.signature.types import form_of, object_core
 
-#: Params with longer lists are not compared with those of other requests.
+#: Params with longer lists or texts are not compared with those of other requests.
 _LONG_PARAM = 1000
 _POSITION = re.compile(r"(?P<reason>.*) at line (?P<line>\d+) column (?P<column>\d+)", re.DOTALL)
 
@@ -118,7 +118,8 @@ class RequestSchema:
         """
         if self.one_row or not request.count:
             return None
-        long = any(isinstance(value, list) and len(value) > _LONG_PARAM for value in (request.params or {}).values())
+        params = (request.params or {}).values()
+        long = any(isinstance(value, list | str) and len(value) > _LONG_PARAM for value in params)
         rows = None if long else self.inputs.group(request.rows)
         if rows is None:
             return None
