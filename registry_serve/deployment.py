@@ -19,6 +19,7 @@ from registry_serve.contract import Contract
 from registry_serve.dataplane import DataPlane
 from registry_serve.errors import ConfigurationError, RegistryUnavailable
 from registry_serve.leases import VersionState
+from registry_serve.logs import log_where_serve_does
 from registry_serve.metrics import Metrics
 from registry_serve.models import LoadedModel
 from registry_serve.models.attempts import Attempts
@@ -191,6 +192,7 @@ def _deployment(settings: Settings) -> Deployment:
         """One replica of a registered model."""
 
         async def __init__(self) -> None:  # type: ignore[misc]  # Serve awaits it
+            log_where_serve_does()
             self._advertising: set[asyncio.Task[Any]] = set()
             self._keys = None if settings.api_key_file is None else ApiKeys.read(settings.api_key_file)
             sys.setswitchinterval(_SWITCH_INTERVAL_S)

@@ -330,6 +330,22 @@ def test_the_line_to_try_works_and_shows_no_key(served):
 
 @pytest.mark.cluster
 @pytest.mark.slow
+def test_the_log_has_the_cause_of_an_error_under_its_request_id(served):
+    failed = served.ask("raise", **opened())
+    assert failed.status_code == 500
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        said = "".join(file.read_text() for file in Path(served.fact("logs")).glob("replica_*"))
+        if failed.json()["request_id"] in said and "\nRuntimeError: a secret in /srv/models\n" in said:
+            break
+        time.sleep(0.2)
+    else:
+        raise AssertionError(said)
+    assert "Loaded version 1 of toy" in said
+
+
+@pytest.mark.cluster
+@pytest.mark.slow
 def test_without_a_key_nobody_comes_in(served):
     assert served.ask().status_code == 401
 
