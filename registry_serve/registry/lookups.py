@@ -8,7 +8,8 @@ For each key, in this order:
    does not end it. Where a good answer is known from before, they wait ``RENEWAL_WAIT_S`` and then take that one,
    while the call goes on;
 3. no answer in ``timeout_s`` is a ``RegistryUnavailable``; the last known answer is then given, however old, and
-   nobody asks again for ``fresh_for_s``. Without one, the error is raised, for as long.
+   nobody asks again for ``fresh_for_s``. Without one, the error is raised, for as long; an error that came at once,
+   for ``NO_FRESH_S`` at most.
 
 A "no" replaces what was known before. Time that a question spends in line for a thread says nothing about the
 registry: it ends in a ``RegistryUnavailable`` for its own callers, and nothing is remembered of it.
@@ -211,9 +212,12 @@ class Lookups(Generic[K, V]):
 
     def _failed(self, key: K, error: RegistryUnavailable, started: float) -> _Answer[V]:
         now = self._clock()
+        answer = self._without_registry(key, error)
         if now - started > SLOW_FAILURE_S:
             self._silent_until = now + self._address.fresh_for_s
-        answer = self._without_registry(key, error)
+        elif answer.value is None:
+            # Quickly asked again: what failed at once may have been one lost connection.
+            answer = answer._replace(believed_until=now + min(NO_FRESH_S, self._address.fresh_for_s))
         return self._remember(self._refused if answer.value is None else self._known, key, answer)
 
     def _without_registry(self, key: K, error: RegistryUnavailable) -> _Answer[V]:
