@@ -302,11 +302,9 @@ class DataPlane:
         if known is not None:
             known.merging = model.merging
         await model.close()
-        # Serve freezes what it finds after start-up: frozen garbage would never be collected.
-        thaw = model is self._preloaded and gc.get_freeze_count() > 0
-        if thaw:
+        if model is self._preloaded:
+            # Serve freezes what it finds after start-up: frozen garbage would never be collected. Not frozen again, or
+            # the models that are loaded now would stay when they are evicted.
             gc.unfreeze()
         # Models unpickled by value are full of reference cycles, and Python is in no hurry with large, old ones.
         await asyncio.to_thread(gc.collect)
-        if thaw:
-            gc.freeze()
