@@ -3,7 +3,12 @@
     RegistryServeError
     ├── ConfigurationError                the deployment cannot be built as asked (never an answer to a request)
     │   ├── SignatureMissing              the model version was logged without a signature
-    │   └── SignatureUnsupported          the signature has a type that has no JSON form
+    │   ├── SignatureUnsupported          the signature has a type that has no JSON form
+    │   ├── HandlerInvalid                a model handler is missing, or is none
+    │   ├── DownloadFailed                the files of a model cannot be downloaded
+    │   ├── DeploymentFileInvalid         a deployment file has a mistake, with its line
+    │   ├── DeploymentNotFound            no deployment has that name
+    │   └── ResourcesMissing              the cluster has not the GPUs that are asked for
     ├── WarmUpFailed                      the default version cannot answer its own input example
     ├── ReplicaStuck                      a model has not come back for too long (told to Ray, not to clients)
     ├── MalformedJSON              400    the body is not JSON
@@ -18,12 +23,14 @@
     ├── BodyTooLarge               413
     ├── InvalidRequest             422    the body does not fit the schema
     ├── PredictionFailed           500    the model raised, or its answer has no JSON form
+    ├── StreamingUnsupported       501    the model answers in one piece only
     ├── LoadFailed                 500    the version cannot be loaded
     │   ├── DiskFull               507    there is no room for its files       (Retry-After)
     │   ├── CodeConflict           500    it brings Python modules that clash with another version's
     │   └── EnvironmentConflict    500    it asks for other packages than are installed
     ├── TooManyRequests            429    too many requests are waiting        (Retry-After)
     │   └── VersionOverloaded      429    ... for one version                  (Retry-After)
+    ├── RateLimited                429    the deployment file allows fewer     (Retry-After)
     ├── RegistryUnavailable        503    the registry does not answer         (Retry-After)
     ├── VersionLoading             503    loading outlasts the caller's wait   (Retry-After)
     ├── ModelProcessDied           503    the model's own process has ended    (Retry-After)
@@ -37,7 +44,12 @@ caller's data, a path on the server, or a stack trace.
 
 from registry_serve.errors.deployments import (
     ConfigurationError,
+    DeploymentFileInvalid,
+    DeploymentNotFound,
+    DownloadFailed,
+    HandlerInvalid,
     ReplicaStuck,
+    ResourcesMissing,
     SignatureMissing,
     SignatureUnsupported,
     WarmUpFailed,
@@ -49,6 +61,7 @@ from registry_serve.errors.requests import (
     InvalidRequest,
     MalformedJSON,
     ModelNotFound,
+    RateLimited,
     SignatureConflict,
     TooManyRequests,
     Unauthenticated,
@@ -70,6 +83,7 @@ from registry_serve.errors.serving import (
     PredictionFailed,
     PredictionTimeout,
     RegistryUnavailable,
+    StreamingUnsupported,
     VersionLoading,
 )
 
@@ -78,10 +92,14 @@ __all__ = [
     "BodyTooLarge",
     "CodeConflict",
     "ConfigurationError",
+    "DeploymentFileInvalid",
+    "DeploymentNotFound",
     "DiskFull",
+    "DownloadFailed",
     "Draining",
     "EnvironmentConflict",
     "ForeignOrigin",
+    "HandlerInvalid",
     "InvalidRequest",
     "LoadFailed",
     "MalformedJSON",
@@ -89,12 +107,15 @@ __all__ = [
     "ModelProcessDied",
     "PredictionFailed",
     "PredictionTimeout",
+    "RateLimited",
     "RegistryServeError",
     "RegistryUnavailable",
     "ReplicaStuck",
+    "ResourcesMissing",
     "SignatureConflict",
     "SignatureMissing",
     "SignatureUnsupported",
+    "StreamingUnsupported",
     "TooManyRequests",
     "Unauthenticated",
     "VersionForbidden",

@@ -32,6 +32,53 @@ class SignatureUnsupported(ConfigurationError):
     title = "The model's signature cannot be served as JSON"
 
 
+class HandlerInvalid(ConfigurationError):
+    """``handler`` is its dotted path or name, ``reason`` goes into a sentence."""
+
+    code = "handler_invalid"
+    title = "The model handler cannot be used"
+    fields = ("handler", "reason")
+    sentence = "The model handler {handler!r} cannot be used: {reason}."
+
+
+class DownloadFailed(ConfigurationError):
+    """``what`` is what was downloaded, without credentials; ``reason`` goes into a sentence."""
+
+    code = "download_failed"
+    title = "The model's files cannot be downloaded"
+    fields = ("what", "reason")
+    sentence = "{what} cannot be downloaded: {reason}."
+
+
+class DeploymentFileInvalid(ConfigurationError):
+    """``file`` is its path, ``line`` is counted from 1, ``reason`` names the key and says what was expected."""
+
+    code = "deployment_file_invalid"
+    title = "The deployment file is not valid"
+    fields = ("file", "line", "reason")
+    sentence = "{file}, line {line}: {reason}."
+
+
+class DeploymentNotFound(ConfigurationError):
+    """``available`` are the names that there are."""
+
+    code = "deployment_not_found"
+    title = "No such deployment"
+    fields = ("name", "available")
+
+    @property
+    def detail(self) -> str:
+        named = ", ".join(self.given["available"]) or "none"
+        return f"There is no deployment {self.given['name']!r}. There are: {named}."
+
+
+class ResourcesMissing(ConfigurationError):
+    """The cluster has not what the replicas ask for, and waiting would not help."""
+
+    code = "resources_missing"
+    title = "The cluster has not what is asked for"
+
+
 class WarmUpFailed(RegistryServeError):
     """The default version cannot answer its own input example, so the replica is not ready."""
 

@@ -203,3 +203,19 @@ class VersionOverloaded(TooManyRequests):
 
     code = "version_overloaded"
     sentence = "There are already {limit} requests waiting for this version on this replica. Try again shortly."
+
+
+class RateLimited(RegistryServeError):
+    """``limit`` is how many requests a second a replica takes."""
+
+    status = 429
+    code = "rate_limit_exceeded"
+    title = "Rate limit exceeded"
+    retry_after = 1
+    fields = ("limit",)
+    sentence = "A replica of this deployment takes {limit:g} requests per second. Try again shortly."
+
+    @property
+    def members(self) -> Mapping[str, Any]:
+        # Clients of MosaicML look for these words in this member.
+        return {"error": self.title, "limit_per_second": self.given["limit"]}

@@ -17,6 +17,16 @@ class PredictionFailed(RegistryServeError):
     sentence = "Version {version} of {model!r} {happened}. The server's log has the cause under this request id."
 
 
+class StreamingUnsupported(RegistryServeError):
+    """Its ``predict`` can be used."""
+
+    status = 501
+    code = "streaming_unsupported"
+    title = "The model answers in one piece only"
+    fields = ("model", "version")
+    sentence = "Version {version} of {model!r} cannot answer piece by piece. Ask without streaming."
+
+
 class LoadFailed(RegistryServeError):
     """``happened`` goes into a sentence."""
 
