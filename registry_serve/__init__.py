@@ -7,16 +7,20 @@ serve.run(deployment_from_model_name("translation_model").bind())
 """
 
 from registry_serve.application import AppArgs, app
-from registry_serve.deployment import deployment_from_model_name
+from registry_serve.deployment import deployment_from_handler, deployment_from_model_name
 from registry_serve.errors import (
     BodyTimeout,
     BodyTooLarge,
     CodeConflict,
     ConfigurationError,
+    DeploymentFileInvalid,
+    DeploymentNotFound,
     DiskFull,
+    DownloadFailed,
     Draining,
     EnvironmentConflict,
     ForeignOrigin,
+    HandlerInvalid,
     InvalidRequest,
     LoadFailed,
     MalformedJSON,
@@ -24,12 +28,15 @@ from registry_serve.errors import (
     ModelProcessDied,
     PredictionFailed,
     PredictionTimeout,
+    RateLimited,
     RegistryServeError,
     RegistryUnavailable,
     ReplicaStuck,
+    ResourcesMissing,
     SignatureConflict,
     SignatureMissing,
     SignatureUnsupported,
+    StreamingUnsupported,
     TooManyRequests,
     Unauthenticated,
     VersionForbidden,
@@ -39,6 +46,7 @@ from registry_serve.errors import (
     VersionReferenceConflict,
     WarmUpFailed,
 )
+from registry_serve.handlers import ModelHandlerInterface
 from registry_serve.policies import BatchPolicy, CachePolicy, Limits, LoadPolicy, RegistryAddress, VersionPolicy
 from registry_serve.signature import Compatibility
 from registry_serve.version import __version__
@@ -52,26 +60,34 @@ __all__ = [
     "CodeConflict",
     "Compatibility",
     "ConfigurationError",
+    "DeploymentFileInvalid",
+    "DeploymentNotFound",
     "DiskFull",
+    "DownloadFailed",
     "Draining",
     "EnvironmentConflict",
     "ForeignOrigin",
+    "HandlerInvalid",
     "InvalidRequest",
     "Limits",
     "LoadFailed",
     "LoadPolicy",
     "MalformedJSON",
+    "ModelHandlerInterface",
     "ModelNotFound",
     "ModelProcessDied",
     "PredictionFailed",
     "PredictionTimeout",
+    "RateLimited",
     "RegistryAddress",
     "RegistryServeError",
     "RegistryUnavailable",
     "ReplicaStuck",
+    "ResourcesMissing",
     "SignatureConflict",
     "SignatureMissing",
     "SignatureUnsupported",
+    "StreamingUnsupported",
     "TooManyRequests",
     "Unauthenticated",
     "VersionForbidden",
@@ -83,5 +99,6 @@ __all__ = [
     "WarmUpFailed",
     "__version__",
     "app",
+    "deployment_from_handler",
     "deployment_from_model_name",
 ]

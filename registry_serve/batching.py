@@ -13,6 +13,7 @@ Plain asyncio, for one event loop; it knows neither models nor rows: what comput
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
@@ -32,14 +33,18 @@ class Waiting(Generic[ItemT, OutcomeT]):
     Attributes:
         item: what is to be computed.
         rows: how many rows it counts for.
+        size_bytes: how large it is.
         group: only requests of equal groups share a batch; None goes alone.
     """
 
-    __slots__ = ("answer", "group", "item", "rows", "since", "taken")
+    __slots__ = ("answer", "group", "item", "rows", "since", "size_bytes", "taken")
 
-    def __init__(self, item: ItemT, rows: int, group: Hashable | None, answer: asyncio.Future[OutcomeT]) -> None:
+    def __init__(
+        self, item: ItemT, rows: int, size_bytes: int, group: Hashable | None, answer: asyncio.Future[OutcomeT]
+    ) -> None:
         self.item = item
         self.rows = rows
+        self.size_bytes = size_bytes
         self.group = group
         self.answer = answer
         self.since = time.monotonic()
@@ -88,13 +93,20 @@ class Batcher(Generic[ItemT, OutcomeT]):
         return len(self._waiting)
 
     async def submit(
-        self, item: ItemT, *, rows: int = 1, group: Hashable | None = None, timeout_s: float | None = None
+        self,
+        item: ItemT,
+        *,
+        rows: int = 1,
+        size_bytes: int = 0,
+        group: Hashable | None = None,
+        timeout_s: float | None = None,
     ) -> OutcomeT:
         """Wait in the queue, and return the outcome.
 
         Args:
             item: what is to be computed.
             rows: how many rows it counts for.
+            size_bytes: how large it is.
             group: only requests of equal groups share a batch; None goes alone.
             timeout_s: how long to wait at the most.
 
@@ -106,7 +118,7 @@ class Batcher(Generic[ItemT, OutcomeT]):
         if len(self._waiting) >= self._policy.max_waiting:
             raise VersionOverloaded(self._policy.max_waiting)
         loop = asyncio.get_running_loop()
-        waiting: Waiting[ItemT, OutcomeT] = Waiting(item, rows, group, loop.create_future())
+        waiting: Waiting[ItemT, OutcomeT] = Waiting(item, rows, size_bytes, group, loop.create_future())
         timer = None if timeout_s is None else loop.call_later(timeout_s, _expire, waiting.answer)
         self._waiting.append(waiting)
         self._pull_soon()
@@ -117,6 +129,11 @@ class Batcher(Generic[ItemT, OutcomeT]):
                 timer.cancel()
             if not waiting.taken:
                 self._waiting.remove(waiting)
+
+    def progressed(self) -> None:
+        """Note that the present batch goes on: it counts as begun now."""
+        if self._busy_since is not None:
+            self._busy_since = time.monotonic()
 
     # --- pulling -----------------------------------------------------------------------------------------------------
 
@@ -161,13 +178,20 @@ class Batcher(Generic[ItemT, OutcomeT]):
         batch: list[Waiting[ItemT, OutcomeT]] = []
         others: list[Waiting[ItemT, OutcomeT]] = []
         room = self._policy.max_batch_size
+        room_bytes = self._policy.max_batch_bytes or math.inf
         while self._waiting and (room > 0 or not batch):
             waiting = self._waiting.popleft()
             if not waiting.wanted:
                 waiting.taken = True
-            elif not batch or (waiting.group is not None and waiting.group == batch[0].group and waiting.rows <= room):
+            elif not batch or (
+                waiting.group is not None
+                and waiting.group == batch[0].group
+                and waiting.rows <= room
+                and waiting.size_bytes <= room_bytes
+            ):
                 waiting.taken = True
                 batch.append(waiting)
+                room_bytes -= waiting.size_bytes
                 room = room - waiting.rows if waiting.group is not None else 0
             else:
                 others.append(waiting)

@@ -12,41 +12,43 @@ import asyncio
 import gc
 import logging
 import time
-from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import aclosing
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
+from registry_serve.admission import Admission
 from registry_serve.cache import VersionCache
 from registry_serve.contract import Contract
 from registry_serve.description import describe
 from registry_serve.errors import (
-    Draining,
+    InvalidRequest,
     ModelProcessDied,
     PredictionTimeout,
     RegistryServeError,
     ReplicaStuck,
-    SignatureConflict,
-    TooManyRequests,
     VersionLoading,
     WarmUpFailed,
 )
-from registry_serve.leases import VersionState
+from registry_serve.handlers import HandlerContract, OnlyVersion
+from registry_serve.known import KnownVersions
+from registry_serve.leases import Lease, VersionState
 from registry_serve.models import LoadedModel, ModelLost
-from registry_serve.models.served import Merging, ServedModel
+from registry_serve.models.served import ServedModel
 from registry_serve.policies import BatchPolicy, CachePolicy, Limits
 from registry_serve.registry import ModelVersion, Resolver, VersionKey
-from registry_serve.signature import Request, RequestSchema, example_body
+from registry_serve.signature import Request, Schema, example_body
 
 logger = logging.getLogger(__name__)
 
 #: Larger bodies are parsed in a thread, so that the event loop goes on answering others meanwhile.
 _PARSE_INLINE_BYTES = 128 * 1024
-_KNOWN_VERSIONS = 512
 #: A load downloads gigabytes and compiles: it may take so many times as long as a call before it counts as stuck.
 _LOADS_TAKE_LONGER = 10
+
+Body = bytes | Callable[[], Awaitable[bytes]]
+Parse = Callable[[Schema, bytes], Request]
 
 
 @dataclass(frozen=True)
@@ -60,31 +62,6 @@ class Answer:
 
     version: str
     body: bytes
-
-
-@dataclass
-class _Known:
-    """A version held against the contract, and what its loads found out."""
-
-    schema: RequestSchema | None
-    differences: Sequence[Mapping[str, Any]]
-    merging: Merging | None = None
-
-
-@dataclass
-class Counts:
-    """What happened since the replica started."""
-
-    requests: int = 0
-    answered: int = 0
-    calls: int = 0
-    undeclared_answers: int = 0
-    errors: dict[str, int] = field(default_factory=dict)
-
-    def add(self, model: ServedModel) -> None:
-        """Add what a model has counted itself."""
-        self.calls += model.calls
-        self.undeclared_answers += model.undeclared_answers
 
 
 class DataPlane:
@@ -103,8 +80,8 @@ class DataPlane:
 
     def __init__(
         self,
-        contract: Contract,
-        resolver: Resolver,
+        contract: Contract | HandlerContract,
+        resolver: Resolver | OnlyVersion,
         load: Callable[[ModelVersion], LoadedModel],
         *,
         cache: CachePolicy,
@@ -117,15 +94,13 @@ class DataPlane:
         self.resolver = resolver
         self.batching = batching
         self.limits = limits
-        self.counts = Counts()
         self._load_model = load
         self._environment = environment
-        self._known: OrderedDict[VersionKey, _Known] = OrderedDict()
+        self._admission = Admission(limits.max_pending_requests)
+        self._known = KnownVersions(contract)
         self._loading_since: dict[VersionKey, float] = {}
         self._preloaded: ServedModel | None = None
-        self._pending = 0
         self._ready = False
-        self._draining = False
         self.cache: VersionCache[VersionKey, ServedModel] = VersionCache(
             self._close, cache, size_of=lambda model: model.size_bytes, on_change=on_change
         )
@@ -133,7 +108,7 @@ class DataPlane:
     @property
     def ready(self) -> bool:
         """Whether the default version is loaded and has answered its own input example."""
-        return self._ready and not self._draining
+        return self._ready and not self._admission.draining
 
     async def start(self) -> None:
         """Load the default version, keep it loaded, and let it answer its own input example.
@@ -143,7 +118,7 @@ class DataPlane:
             WarmUpFailed: it cannot answer.
         """
         default = self.contract.default
-        schema = self._schema(default)
+        schema = self._known.schema(default)
         await self.cache.pin(default.key, partial(self._load, default))
         self._preloaded = dict(self.cache.models()).get(default.key)
         example = default.card.input_example
@@ -158,29 +133,48 @@ class DataPlane:
             logger.warning("The input example of version %s fits no request; it is not used.", default.number)
         self._ready = True
 
-    async def predict(self, reference: str | None, body: bytes | Callable[[], Awaitable[bytes]]) -> Answer:
+    async def predict(self, reference: str | None, body: Body, parse: Parse | None = None) -> Answer:
         """Answer the body of a request.
 
         Args:
             reference: the version asked for: a number, ``latest`` or an alias; None or blank for the default.
             body: JSON, or what reads it: nothing is read of a request that finds no room.
+            parse: reads the body, where it is not in the form of the version's own schema.
 
         Raises:
             RegistryServeError: one of the errors above.
         """
-        with self._admitted():
-            content = body if isinstance(body, bytes) else await body()
-            version = await self.resolver.resolve(reference)
-            schema = self._schema(version)
-            inline = len(content) <= _PARSE_INLINE_BYTES
-            request = schema.parse(content) if inline else await asyncio.to_thread(schema.parse, content)
+        with self._admission.admitted():
+            version, request = await self._read(reference, body, parse)
             return Answer(version.number, await self._predict(version, request, self.limits.request_timeout_s))
+
+    async def generate(
+        self, reference: str | None, body: Body, parse: Parse | None = None
+    ) -> AsyncGenerator[Answer, None]:
+        """Answer the body of a request piece by piece; closing the generator stops the model.
+
+        Args:
+            reference: as for ``predict``.
+            body: as for ``predict``; one row.
+            parse: as for ``predict``.
+
+        Raises:
+            StreamingUnsupported: the version answers in one piece only.
+            RegistryServeError: one of the errors above, before the first piece or after any.
+        """
+        with self._admission.admitted():
+            version, request = await self._read(reference, body, parse)
+            if request.count != 1:
+                raise InvalidRequest([{"location": ["inputs"], "message": "must be one input, to be streamed"}])
+            async with aclosing(self._generate(version, request)) as pieces:
+                async for piece in pieces:
+                    yield Answer(version.number, piece)
 
     async def call(self, reference: str | None, rows: Any, params: Mapping[str, Any] | None) -> bytes:
         """Answer a caller from Python, whose rows and params are plain values as JSON would give them."""
-        with self._admitted():
+        with self._admission.admitted():
             version = await self.resolver.resolve(reference)
-            request = await asyncio.to_thread(self._schema(version).check_call, rows, params)
+            request = await asyncio.to_thread(self._known.schema(version).check_call, rows, params)
             return await self._predict(version, request, self.limits.request_timeout_s)
 
     def check_health(self) -> None:
@@ -209,7 +203,7 @@ class DataPlane:
 
     def status(self) -> dict[str, Any]:
         """Return what this replica does and has done, ready for JSON."""
-        counts = replace(self.counts)
+        counts = replace(self._admission.counts)
         for _, model in self.cache.models():
             counts.add(model)
         return {
@@ -217,7 +211,7 @@ class DataPlane:
             "max_models": self.cache.policy.max_models,
             "loads": self.cache.loads,
             "evictions": self.cache.evictions,
-            "pending_requests": self._pending,
+            "pending_requests": self._admission.pending,
             "cache": asdict(self.cache.policy),
             "batching": asdict(self.batching),
             "limits": asdict(self.limits),
@@ -226,81 +220,71 @@ class DataPlane:
 
     async def aclose(self) -> None:
         """Refuse new requests, let those under way finish, close all models."""
-        self._draining = True
+        self._admission.draining = True
         await self.cache.aclose()
         await self.resolver.aclose()
 
     # --- before the cache --------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def _admitted(self) -> Iterator[None]:
-        """Let a request in if there is room, and count how it ends."""
-        self.counts.requests += 1
-        try:
-            if self._draining:
-                raise Draining
-            if self._pending >= self.limits.max_pending_requests:
-                raise TooManyRequests(self.limits.max_pending_requests)
-            self._pending += 1
-            try:
-                yield
-            finally:
-                self._pending -= 1
-        except RegistryServeError as error:
-            self.counts.errors[error.code] = self.counts.errors.get(error.code, 0) + 1
-            raise
-        self.counts.answered += 1
-
-    def _schema(self, version: ModelVersion) -> RequestSchema:
-        """Hold a version against the contract, once for each revision of it."""
-        known = self._known.get(version.key)
-        if known is None:
-            differences = self.contract.differences(version)
-            schema = None if differences else self.contract.schema_of(version)
-            known = self._known[version.key] = _Known(schema, differences)
-            if len(self._known) > _KNOWN_VERSIONS:
-                self._known.popitem(last=False)
-        else:
-            self._known.move_to_end(version.key)
-        if known.schema is None:
-            raise SignatureConflict(version.model, version.number, self.contract.default.number, known.differences)
-        return known.schema
+    async def _read(self, reference: str | None, body: Body, parse: Parse | None) -> tuple[ModelVersion, Request]:
+        content = body if isinstance(body, bytes) else await body()
+        version = await self.resolver.resolve(reference)
+        schema = self._known.schema(version)
+        read = schema.parse if parse is None else partial(parse, schema)
+        inline = len(content) <= _PARSE_INLINE_BYTES
+        request = read(content) if inline else await asyncio.to_thread(read, content)
+        if self.batching.max_batch_bytes is not None:
+            request = replace(request, size_bytes=len(content))
+        return version, request
 
     # --- the model ---------------------------------------------------------------------------------------------------
 
     async def _predict(self, version: ModelVersion, request: Request, limit_s: float | None) -> bytes:
-        started, loaded = time.monotonic(), False
-        waits = [wait for wait in (limit_s, self.limits.cold_load_wait_s) if wait is not None]
-        lease = self.cache.lease(version.key, partial(self._load, version), wait_s=min(waits, default=None))
+        started, lease = time.monotonic(), self._lease(version, limit_s)
         try:
             async with lease:
-                loaded = True
                 left_s = None if limit_s is None else limit_s - (time.monotonic() - started)
                 return await lease.model.predict(request, lease.extend, left_s)
-        except ModelLost as lost:
+        except (ModelLost, TimeoutError) as error:
+            raise self._failure(error, version, lease, started) from error
+
+    async def _generate(self, version: ModelVersion, request: Request) -> AsyncGenerator[bytes, None]:
+        limit_s = self.limits.request_timeout_s
+        started, lease = time.monotonic(), self._lease(version, limit_s)
+        try:
+            async with lease, aclosing(lease.model.generate(request, lease.extend, limit_s)) as pieces:
+                async for piece in pieces:
+                    yield piece
+        except (ModelLost, TimeoutError) as error:
+            raise self._failure(error, version, lease, started) from error
+
+    def _lease(self, version: ModelVersion, limit_s: float | None) -> Lease[ServedModel]:
+        waits = [wait for wait in (limit_s, self.limits.cold_load_wait_s) if wait is not None]
+        return self.cache.lease(version.key, partial(self._load, version), wait_s=min(waits, default=None))
+
+    def _failure(
+        self, error: Exception, version: ModelVersion, lease: Lease[ServedModel], started: float
+    ) -> RegistryServeError:
+        if isinstance(error, ModelLost):
             self.cache.discard(version.key, lease.model)
-            raise ModelProcessDied(version.model, version.number) from lost
-        except TimeoutError:
-            if loaded:
-                raise PredictionTimeout(version.model, version.number, limit_s) from None
-            raise VersionLoading(version.model, version.number, round(time.monotonic() - started, 1)) from None
+            return ModelProcessDied(version.model, version.number)
+        if lease.held:
+            return PredictionTimeout(version.model, version.number, self.limits.request_timeout_s)
+        return VersionLoading(version.model, version.number, round(time.monotonic() - started, 1))
 
     async def _load(self, version: ModelVersion) -> ServedModel:
-        model = ServedModel(version, self._schema(version), self.batching)
-        known = self._known[version.key]
+        model = ServedModel(version, self._known.schema(version), self.batching)
         self._loading_since[version.key] = time.monotonic()
         try:
-            await model.load(self._load_model, known.merging)
+            await model.load(self._load_model, self._known.merging(version.key))
         finally:
             del self._loading_since[version.key]
-        known.merging = model.merging
+        self._known.found_out(version.key, model.merging)
         return model
 
     async def _close(self, model: ServedModel) -> None:
-        self.counts.add(model)
-        known = self._known.get(model.version.key)
-        if known is not None:
-            known.merging = model.merging
+        self._admission.counts.add(model)
+        self._known.found_out(model.version.key, model.merging)
         await model.close()
         if model is self._preloaded:
             # Serve freezes what it finds after start-up: frozen garbage would never be collected. Not frozen again, or

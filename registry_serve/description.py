@@ -10,6 +10,7 @@ from mlflow.models import ModelSignature
 
 from registry_serve.contract import Contract
 from registry_serve.errors import RegistryServeError, RegistryUnavailable
+from registry_serve.handlers import HandlerContract, OnlyVersion
 from registry_serve.leases import VersionState
 from registry_serve.registry import Resolver, VersionKey, VersionSummary
 
@@ -20,8 +21,8 @@ LOOKED_UP_AT_A_TIME = 2
 
 
 async def describe(
-    contract: Contract,
-    resolver: Resolver,
+    contract: Contract | HandlerContract,
+    resolver: Resolver | OnlyVersion,
     states: Mapping[str, VersionState],
     loaded: Mapping[str, Mapping[str, Any]],
     environment: Callable[[VersionKey], Mapping[str, Any] | None] = lambda key: None,
@@ -67,7 +68,7 @@ async def describe(
 
 
 async def _not_listed_yet(
-    resolver: Resolver, listed: list[VersionSummary], states: Mapping[str, VersionState]
+    resolver: Resolver | OnlyVersion, listed: list[VersionSummary], states: Mapping[str, VersionState]
 ) -> list[VersionSummary]:
     """Summarize the loaded versions that are newer than the list, which is some seconds old."""
     found = []
@@ -86,8 +87,8 @@ def _shown(summaries: list[VersionSummary], always: set[str]) -> list[VersionSum
 
 
 async def _version(
-    contract: Contract,
-    resolver: Resolver,
+    contract: Contract | HandlerContract,
+    resolver: Resolver | OnlyVersion,
     summary: VersionSummary,
     states: Mapping[str, VersionState],
     free: asyncio.Semaphore,

@@ -68,16 +68,21 @@ class Entry(Generic[M]):
 class Lease(Generic[M]):
     """The right to use a model, inside ``async with``. It stays open until all leases and extensions are released.
 
+    Attributes:
+        held: whether the model was there in time.
+        model: the model, from then on.
+
     Args:
         find: returns the entry, and starts its load where necessary.
         wait_s: how long to wait for the load.
     """
 
-    __slots__ = ("_entry", "_find", "_wait_s", "model")
+    __slots__ = ("_entry", "_find", "_wait_s", "held", "model")
 
     def __init__(self, find: Callable[[], Entry[M]], wait_s: float | None) -> None:
         self._find = find
         self._wait_s = wait_s
+        self.held = False
 
     async def __aenter__(self) -> Lease[M]:
         """Wait for the model, and keep it open from now on."""
@@ -88,6 +93,7 @@ class Lease(Generic[M]):
         except BaseException:
             self._entry.release()
             raise
+        self.held = True
         return self
 
     async def __aexit__(self, *error: object) -> None:

@@ -69,6 +69,7 @@ class BatchPolicy:
         mode: ``"auto"``: for a version that has shown, on its own input example, that it answers rows together as it
             does alone; ``"on"``: always; ``"off"``: never.
         max_batch_size: rows of one call. A single request with more rows is never cut.
+        max_batch_bytes: size of the bodies that go together; None for any. A single larger request is never cut.
         max_wait_ms: how long a free model lets requests gather before it takes them. With 0 it takes what is there:
             batches then grow by themselves while it is busy.
         max_waiting: requests that may wait for one version; further ones get 429.
@@ -76,6 +77,7 @@ class BatchPolicy:
 
     mode: Literal["auto", "on", "off"] = "auto"
     max_batch_size: int = 64
+    max_batch_bytes: int | None = None
     max_wait_ms: float = 0.0
     max_waiting: int = 500
 
@@ -83,6 +85,7 @@ class BatchPolicy:
         """Refuse values that make no sense."""
         _require(self.mode in ("auto", "on", "off"), f"batching must be 'auto', 'on' or 'off', not {self.mode!r}.")
         _require(self.max_batch_size >= 1, f"max_batch_size must be at least 1, not {self.max_batch_size}.")
+        _require(self.max_batch_bytes is None or self.max_batch_bytes >= 1, "max_batch_bytes must be at least 1.")
         _require(self.max_wait_ms >= 0, "max_wait_ms must not be negative.")
         _require(self.max_waiting >= 1, "max_waiting must be at least 1.")
 

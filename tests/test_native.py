@@ -11,7 +11,7 @@ from mlflow.models import ModelSignature
 from mlflow.types.schema import AnyType, Array, ColSpec, ParamSchema, ParamSpec, Schema, TensorSpec
 
 from registry_serve import errors
-from registry_serve.errors import ConfigurationError, ModelNotFound, RegistryServeError
+from registry_serve.errors import ConfigurationError, ModelNotFound, RegistryServeError, StreamingUnsupported
 from registry_serve.protocols.gate import ApiKeys
 from tests.test_api import tree
 from tests.toys import Constant, WithParams
@@ -254,8 +254,10 @@ async def test_openapi_shows_the_contract_with_the_models_own_example(client):
     assert posted["requestBody"]["content"]["application/json"]["examples"]["one row"]["value"] == {"prompt": "hello"}
     told = posted["responses"]
     assert "200" in told
-    for error in set(tree()) - NO_ANSWERS:
+    for error in set(tree()) - NO_ANSWERS - {StreamingUnsupported}:
         assert f"`{error.code}`" in told[str(error.status)]["description"]
+    streamed = document["paths"]["/predict_stream"]["post"]["responses"]
+    assert "`streaming_unsupported`" in streamed["501"]["description"]
 
 
 SIGNATURES = {
@@ -313,3 +315,29 @@ async def test_what_goes_wrong_on_other_pages_is_a_problem_too(client, monkeypat
             told = await http.get("/model")
             assert_problem(told, status, code)
             assert "secret" not in told.text
+
+
+# --- MosaicML's clients ----------------------------------------------------------------------------------------------
+
+
+async def test_a_client_of_mosaicml_can_ask_a_registered_model(client):
+    async with client() as http:
+        form = {"content-type": "application/x-www-form-urlencoded"}
+        answer = await http.post("/predict", content='{"inputs": ["a", {"prompt": "b"}]}', headers=form)
+        assert answer.json() == {"outputs": (await http.post("/serve", json=[{"prompt": "a"}, {"prompt": "b"}])).json()}
+        assert answer.headers["serve-model-version"] == "1"
+        wrong = await http.post("/predict", json={"inputs": [5]})
+        assert (wrong.status_code, wrong.json()["detail"]) == (422, "inputs[0].prompt must be a string.")
+        assert (await http.post("/predict_stream", json={"inputs": "a"})).status_code == 501
+        assert (await http.get("/ping")).json() == {"status": "ready"}
+
+
+async def test_its_parameters_are_the_models_params(client, shelf):
+    params = ParamSchema([ParamSpec("t", "double", 0.5)])
+    signature = ModelSignature(inputs=Schema([ColSpec("string", "prompt")]), params=params)
+    version = shelf.log("asked with params", WithParams(), signature=signature)
+    async with client("asked with params", version) as http:
+        answer = await http.post("/predict", json={"inputs": ["a"], "parameters": {"t": 0.25}})
+        rows = {"inputs": [{"prompt": "a"}], "params": {"t": 0.25}}
+        assert answer.json() == {"outputs": (await http.post("/serve", json=rows)).json()}
+        assert (await http.post("/predict", json={"inputs": ["a"], "nothing": 1})).status_code == 422

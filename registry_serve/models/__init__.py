@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Generator
+from typing import Any, Protocol, runtime_checkable
 
 
 class LoadedModel(Protocol):
@@ -23,6 +24,19 @@ class LoadedModel(Protocol):
 
     def close(self) -> None:
         """Free what it holds. Called once, after the last call of ``predict``."""
+
+
+@runtime_checkable
+class StreamingModel(Protocol):
+    """A loaded model that can answer one request piece by piece."""
+
+    def stream(self, data: Any, params: dict[str, Any] | None) -> Generator[Any, None, None]:
+        """Answer for one row; closing the generator stops the model.
+
+        Args:
+            data: as for ``predict``.
+            params: as for ``predict``.
+        """
 
 
 class RefusedByModel(Exception):

@@ -19,14 +19,14 @@ from typing import Any
 import numpy as np
 
 from registry_serve.models import ModelLost
-from registry_serve.signature import Request, RequestSchema
+from registry_serve.signature import Request, Schema
 
 _ENOUGH_ROWS, _MOST_ROWS = 3, 10
 #: Frameworks compute a batch in another order than a row: the last digits differ.
 _RELATIVE, _ABSOLUTE = 1e-4, 1e-6
 
 
-def dependence(schema: RequestSchema, example: Request, predict: Callable[[Request], Any]) -> str | None:
+def dependence(schema: Schema, example: Request, predict: Callable[[Request], Any]) -> str | None:
     """Try a model's rows alone and together.
 
     Args:

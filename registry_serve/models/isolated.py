@@ -1,7 +1,8 @@
 """Models in a process of their own: a child actor on the same node. The one module of the core that knows Ray.
 
 A child is started for one version and ends with it; its process has run nothing else before. It sees the application's
-working directory and modules as its parent does, and no GPU. Ray ends it when its parent dies.
+working directory and modules as its parent does, and the same GPUs, which Ray's accounts have with the parent. Ray ends
+it when its parent dies.
 
 Data travel as pickles inside Ray's objects: what is unpickled can be written to, as in the parent, while arrays that
 Ray itself restores cannot.
@@ -42,6 +43,8 @@ _CLOSE_S = 5.0
 #: Where the classes come from that a parent restores; it must not import the modules that a version brings.
 _SHARED = frozenset({"builtins", "collections", "copyreg", "datetime", "decimal", "functools", "numpy", "pandas"})
 _SHARED |= {"pyarrow", "scipy", "uuid", "zoneinfo"}
+#: What a replica's process was given by Ray, and a child of it would not be.
+_AS_PARENT = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
 _DIED = (RayActorError, WorkerCrashedError, OutOfMemoryError)
 
 T = TypeVar("T")
@@ -163,10 +166,8 @@ def _start(requirements: Sequence[str]) -> Any:
     variables = {
         # No other actor has it, so that no process with another past is taken for this one.
         "REGISTRY_SERVE_ISOLATED": uuid4().hex,
-        "CUDA_VISIBLE_DEVICES": "",
+        **{name: os.environ[name] for name in _AS_PARENT if name in os.environ},
     }
-    if "OMP_NUM_THREADS" in os.environ:
-        variables["OMP_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"]
     context = ray.get_runtime_context()
     environment: dict[str, Any] = {"env_vars": variables}
     if requirements:

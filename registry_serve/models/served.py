@@ -5,21 +5,29 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import closing
 from functools import partial
 from typing import Any, NamedTuple
 
 from pydantic_core import to_json
 
 from registry_serve.batching import Batcher, Waiting
-from registry_serve.errors import InvalidRequest, LoadFailed, PredictionFailed, RegistryServeError
-from registry_serve.models import LoadedModel, ModelLost, RefusedByModel
+from registry_serve.errors import (
+    InvalidRequest,
+    LoadFailed,
+    PredictionFailed,
+    RegistryServeError,
+    StreamingUnsupported,
+)
+from registry_serve.models import LoadedModel, ModelLost, RefusedByModel, StreamingModel
 from registry_serve.models.independence import dependence
+from registry_serve.models.merging import Merging
+from registry_serve.models.streams import Emit, Stopped, Stream
 from registry_serve.policies import BatchPolicy
 from registry_serve.registry import ModelVersion
-from registry_serve.signature import Request, RequestSchema, answer, example_body, mismatch
+from registry_serve.signature import AnswerInvalid, Request, Schema, example_body, mismatch
 
 logger = logging.getLogger(__name__)
 
@@ -29,29 +37,7 @@ Hold = Callable[[], Callable[[], None]]
 class _Call(NamedTuple):
     request: Request
     hold: Hold
-
-
-@dataclass(frozen=True)
-class Merging:
-    """Which requests of a version may share one call.
-
-    Attributes:
-        groups: those with these group keys; None for all.
-        reason: why not all requests are merged; None where they are.
-    """
-
-    groups: frozenset[Hashable] | None
-    reason: str | None = None
-
-    def __str__(self) -> str:
-        """Return it in words."""
-        if self.reason is None:
-            return "yes"
-        return f"{'some' if self.groups else 'no'}, {self.reason}"
-
-    def allows(self, group: Hashable | None) -> bool:
-        """Say whether requests of a group may be merged."""
-        return group is not None and (self.groups is None or group in self.groups)
+    emit: Emit | None = None
 
 
 class ServedModel:
@@ -65,7 +51,7 @@ class ServedModel:
         merging: which of its requests may share one call.
     """
 
-    def __init__(self, version: ModelVersion, schema: RequestSchema, policy: BatchPolicy) -> None:
+    def __init__(self, version: ModelVersion, schema: Schema, policy: BatchPolicy) -> None:
         self.version = version
         self.schema = schema
         self.merging = Merging(frozenset(), "it is not loaded yet")
@@ -126,9 +112,38 @@ class ServedModel:
         return await self._batcher.submit(
             _Call(request, hold),
             rows=request.count,
+            size_bytes=request.size_bytes,
             group=group if self.merging.allows(group) else None,
             timeout_s=timeout_s,
         )
+
+    async def generate(self, request: Request, hold: Hold, timeout_s: float | None) -> AsyncGenerator[bytes, None]:
+        """Answer a request piece by piece, each encoded as JSON. The model computes nothing else meanwhile.
+
+        Args:
+            request: checked against the version's schema.
+            hold: as in ``predict``.
+            timeout_s: how long to wait for each piece.
+
+        Raises:
+            StreamingUnsupported: the model answers in one piece only.
+            Exception: as ``predict``.
+        """
+        if not isinstance(self._model, StreamingModel):
+            raise StreamingUnsupported(self.version.model, self.version.number)
+        stream = Stream()
+        call = _Call(request, hold, stream.emit)
+        answering = asyncio.ensure_future(self._batcher.submit(call, rows=request.count))
+        answering.add_done_callback(lambda _: stream.end())
+        try:
+            async for piece in stream.pieces(timeout_s):
+                self._batcher.progressed()
+                yield piece
+            await answering
+        finally:
+            # Whoever stops listening stops the model, at its next piece.
+            stream.stop()
+            answering.cancel()
 
     async def close(self) -> None:
         """Free the model and its thread."""
@@ -225,6 +240,8 @@ class ServedModel:
             return asyncio.CancelledError()
         name, number = self.version.model, self.version.number
         try:
+            if waiting.item.emit is not None:
+                return self._piecewise(waiting.item.request, waiting.item.emit)
             answered = self._answer(waiting.item.request)
             self._compare(answered)
             return to_json(answered)
@@ -235,23 +252,38 @@ class ServedModel:
             failed.__cause__ = error
             return failed
 
+    def _piecewise(self, request: Request, emit: Emit) -> bytes:
+        """Call the model, and send each piece of its answer off; what is left to answer at the end is nothing."""
+        assert isinstance(self._model, StreamingModel)
+        try:
+            with closing(self._model.stream(self.schema.data(request), request.params)) as pieces:
+                for piece in pieces:
+                    emit(to_json(self.schema.answer([piece], 1)[0]))
+        except (RegistryServeError, Stopped):
+            raise
+        except BaseException as error:
+            raise PredictionFailed(self.version.model, self.version.number, "raised an error") from error
+        return b""
+
     def _answer(self, request: Request) -> Any:
         """Call the model, and turn its answer into plain JSON values."""
         assert self._model is not None
         name, number = self.version.model, self.version.number
         try:
-            prediction = self._model.predict(self.schema.inputs.data(request.rows), request.params)
+            prediction = self._model.predict(self.schema.data(request), request.params)
         except RefusedByModel as refusal:
             logger.info("Version %s of %s refused its input.", number, name, exc_info=refusal)
             message = "does not pass the model's own check of its input"
             raise InvalidRequest([{"location": [], "message": message}]) from refusal
-        except ModelLost:
+        except (ModelLost, RegistryServeError):
             raise
         except BaseException as error:
             # Whatever the model raises, SystemExit included, must not reach the event loop of the replica.
             raise PredictionFailed(name, number, "raised an error") from error
         try:
-            answered = answer(prediction, request.count, self._outputs)
+            answered = self.schema.answer(prediction, request.count)
+        except AnswerInvalid as error:
+            raise PredictionFailed(name, number, error.args[0]) from error
         except (TypeError, ValueError, RecursionError) as error:
             raise PredictionFailed(name, number, "answered something that has no JSON form") from error
         return answered

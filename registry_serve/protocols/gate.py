@@ -17,6 +17,8 @@ from registry_serve.errors import ConfigurationError, ForeignOrigin, Unauthentic
 from registry_serve.protocols.problems import problem
 
 _LOOKED_AT = frozenset({b"authorization", b"host", b"origin", b"x-forwarded-host", b"x-request-id"})
+#: Health checks, which bring no key.
+_OPEN = ("/health/", "/ping")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
@@ -109,7 +111,7 @@ class Gate:
 
     def _check(self, scope: Scope, headers: Mapping[bytes, str]) -> None:
         path = scope["path"].removeprefix(scope.get("root_path", ""))
-        if path.startswith("/health/"):
+        if path.startswith(_OPEN):
             return
         if self.keys is not None and not self.keys.open(headers.get(b"authorization", "")):
             raise Unauthenticated

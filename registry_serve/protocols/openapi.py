@@ -17,6 +17,7 @@ PREDICTION_ERRORS: tuple[type[RegistryServeError], ...] = (
     errors.Unauthenticated,
     errors.ForeignOrigin,
     errors.VersionReferenceConflict,
+    errors.RateLimited,
     errors.Draining,
     errors.TooManyRequests,
     errors.BodyTooLarge,
@@ -39,7 +40,7 @@ PREDICTION_ERRORS: tuple[type[RegistryServeError], ...] = (
     errors.PredictionTimeout,
 )
 
-_PROBLEM = {
+PROBLEM = {
     "type": "object",
     "description": "An error in the form of RFC 9457. Members beyond these depend on `code`.",
     "properties": {
@@ -80,16 +81,27 @@ def document(contract: Contract, title: str, *, with_keys: bool) -> dict[str, An
         "paths": {
             "/serve": {"post": _predict(contract, schema, "predict", _header_parameters(default.number))},
             "/versions/{version}/serve": {"post": _predict(contract, schema, "predict_version", [version])},
-            "/model": {"get": _get("describe", "The model, its versions, and what is loaded here")},
-            "/health/live": {"get": _get("live", "The process runs")},
-            "/health/ready": {"get": _get("ready", "The default version answers", unready=True)},
+            **pages(),
         },
         "components": {"schemas": _schemas(contract, schema)},
     }
-    if with_keys:
-        described["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-        described["security"] = [{"key": []}]
-    return described
+    return with_security(described) if with_keys else described
+
+
+def pages() -> dict[str, Any]:
+    """Return the paths that every deployment has besides those of its predictions."""
+    return {
+        "/model": {"get": get("describe", "The model, its versions, and what is loaded here")},
+        "/health/live": {"get": get("live", "The process runs")},
+        "/health/ready": {"get": get("ready", "The default version answers", unready=True)},
+        "/ping": {"get": get("ping", "The same as /health/ready, for MosaicML's clients", unready=True)},
+    }
+
+
+def with_security(described: dict[str, Any]) -> dict[str, Any]:
+    """Return a document whose requests need an API key."""
+    described["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    return described | {"security": [{"key": []}]}
 
 
 def _header_parameters(default: str) -> list[dict[str, Any]]:
@@ -110,14 +122,14 @@ def _header_parameters(default: str) -> list[dict[str, Any]]:
 def _predict(
     contract: Contract, schema: RequestSchema, operation: str, parameters: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    content: dict[str, Any] = {"schema": _ref("Request")}
+    content: dict[str, Any] = {"schema": ref("Request")}
     examples = _examples(contract, schema)
     if examples:
         content["examples"] = examples
     answered = {
         "description": "The predictions of all rows.",
         "headers": {"serve-model-version": {"schema": {"type": "string"}, "description": "The version that answered."}},
-        "content": {"application/json": {"schema": _ref("Answer")}},
+        "content": {"application/json": {"schema": ref("Answer")}},
     }
     return {
         "operationId": operation,
@@ -125,19 +137,21 @@ def _predict(
         "tags": ["Predictions"],
         "parameters": parameters,
         "requestBody": {"required": True, "content": {"application/json": content}},
-        "responses": {"200": answered, **_problems()},
+        "responses": {"200": answered, **problems()},
     }
 
 
-def _problems() -> dict[str, Any]:
+def problems(*more: type[RegistryServeError]) -> dict[str, Any]:
+    """Return the error answers of a prediction, and ``more``, by status."""
     told: dict[str, list[str]] = {}
-    for error in PREDICTION_ERRORS:
+    for error in (*PREDICTION_ERRORS, *more):
         told.setdefault(str(error.status), []).append(f"{error.title} (`{error.code}`)")
-    content = {"application/problem+json": {"schema": _ref("Problem")}}
+    content = {"application/problem+json": {"schema": ref("Problem")}}
     return {status: {"description": "; or: ".join(reasons), "content": content} for status, reasons in told.items()}
 
 
-def _get(operation: str, summary: str, *, unready: bool = False) -> dict[str, Any]:
+def get(operation: str, summary: str, *, unready: bool = False) -> dict[str, Any]:
+    """Return the operation of a page about the deployment."""
     responses: dict[str, Any] = {"200": {"description": summary, "content": {"application/json": {"schema": {}}}}}
     if unready:
         responses["503"] = {"description": "Not yet, or not any more"}
@@ -146,19 +160,19 @@ def _get(operation: str, summary: str, *, unready: bool = False) -> dict[str, An
 
 def _schemas(contract: Contract, schema: RequestSchema) -> dict[str, Any]:
     signature = contract.default.card.signature
-    row = _ref("Row") if schema.row_json else {}
+    row = ref("Row") if schema.row_json else {}
     rows = schema.inputs.json(row)
     envelope: dict[str, Any] = {"type": "object", "properties": {}, "required": [], "additionalProperties": False}
     if schema.row_json:
         envelope["properties"][schema.inputs_key] = rows
         envelope["required"].append(schema.inputs_key)
     if schema.params:
-        envelope["properties"][schema.params_key] = _ref("Params")
+        envelope["properties"][schema.params_key] = ref("Params")
     request = {"anyOf": [*rows.get("anyOf", [rows]), envelope]} if schema.inputs.bare else envelope
     schemas = {
         "Request": request,
         "Answer": declared_answer_json(signature.outputs if signature else None),
-        "Problem": _PROBLEM,
+        "Problem": PROBLEM,
     }
     if schema.row_json:
         schemas["Row"] = schema.row_json
@@ -184,5 +198,6 @@ def _variants(body: Any, schema: RequestSchema) -> Iterator[tuple[str, dict[str,
         yield "with params", {"value": {schema.inputs_key: rows, schema.params_key: params}}
 
 
-def _ref(name: str) -> dict[str, Any]:
+def ref(name: str) -> dict[str, Any]:
+    """Return a reference to one of the document's schemas."""
     return {"$ref": f"#/components/schemas/{name}"}

@@ -32,9 +32,14 @@ def problem(error: Exception, request_id: str) -> Response:
     else:
         body, status, headers = _ours(RegistryServeError("An unexpected error; the server's log has the cause."))
     if status == 500:
-        logger.error("Request %s failed: %s", request_id, error, exc_info=error)
+        log_server_error(error, request_id)
     body["request_id"] = request_id
     return Response(to_json(body), status, headers, "application/problem+json")
+
+
+def log_server_error(error: Exception, request_id: str) -> None:
+    """Write down what an answer tells nothing of."""
+    logger.error("Request %s failed: %s", request_id, error, exc_info=error)
 
 
 def _ours(error: RegistryServeError) -> tuple[dict[str, Any], int, dict[str, str]]:

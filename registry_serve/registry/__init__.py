@@ -10,7 +10,7 @@ from registry_serve.registry.records import (
     VersionKey,
     VersionSummary,
 )
-from registry_serve.registry.references import Reference, parse_reference
+from registry_serve.registry.references import Reference, is_blank, parse_reference
 from registry_serve.registry.resolver import Resolver
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "VersionKey",
     "VersionSummary",
     "impatient_http",
+    "is_blank",
     "make_http_impatient",
     "parse_reference",
     "registry_address",

@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from registry_serve.errors import InvalidRequest
+from registry_serve.signature.requests import Schema
 from registry_serve.signature.rows import NamedColumns
 from registry_serve.signature.schema import RequestSchema
 
 
-def example_body(example: Any, schema: RequestSchema) -> Any | None:
+def example_body(example: Any, schema: Schema) -> Any | None:
     """Translate a stored example into a body that the endpoint accepts.
 
     Args:
@@ -20,8 +21,11 @@ def example_body(example: Any, schema: RequestSchema) -> Any | None:
         schema: the requests of the version that the example belongs to.
 
     Returns:
-        The body, decoded, or None where the example cannot be said in JSON that this schema accepts.
+        The body, decoded, or None where the example cannot be said in JSON that this schema accepts, or the schema is
+        no signature's.
     """
+    if not isinstance(schema, RequestSchema):
+        return None
     body = _without_nan(_translated(example, schema))
     try:
         schema.check(body)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Hashable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from typing import Any
@@ -15,7 +14,9 @@ from mlflow.types.schema import ParamSpec
 from pydantic_core import SchemaValidator, core_schema, from_json
 
 from registry_serve.errors import InvalidRequest, MalformedJSON
+from registry_serve.signature.answers import answer
 from registry_serve.signature.inputs import Inputs, NoInputs, Tensors, inputs_of
+from registry_serve.signature.requests import Request
 from registry_serve.signature.rows import Place, check, fault, located
 from registry_serve.signature.scalars import Form, Target
 from registry_serve.signature.types import form_of, object_core
@@ -40,21 +41,6 @@ def decode(body: bytes) -> Any:
         raise MalformedJSON(found["reason"], int(found["line"]), int(found["column"])) from None
 
 
-@dataclass(frozen=True)
-class Request:
-    """A checked request.
-
-    Attributes:
-        rows: checked rows, in the form that the schema's ``Inputs`` made of them.
-        params: given params, or None where the body has none (MLflow fills in the defaults).
-        count: number of rows; for tensors, the length of the first dimension.
-    """
-
-    rows: list[Any]
-    params: dict[str, Any] | None
-    count: int
-
-
 class RequestSchema:
     """What the requests of one model version look like.
 
@@ -70,6 +56,7 @@ class RequestSchema:
     def __init__(self, signature: ModelSignature, *, from_type_hint: bool = False, one_row: bool = False) -> None:
         self.one_row = one_row
         self.inputs: Inputs = inputs_of(signature, from_type_hint=from_type_hint)
+        self.outputs = signature.outputs
         self.params: list[ParamSpec] = list(signature.params.params) if signature.params else []
         clash = {"inputs", "params"} & set(self.inputs.column_names)
         self.inputs_key, self.params_key = ("$inputs", "$params") if clash else ("inputs", "params")
@@ -109,6 +96,29 @@ class RequestSchema:
         if params is not None:
             envelope[self.params_key] = dict(params)
         return self._open(envelope)
+
+    def check_inputs(self, inputs: Sequence[Any], parameters: Mapping[str, Any]) -> Request:
+        """Check a list of inputs and settings for all of them; values alone belong to the only column there is.
+
+        Raises:
+            InvalidRequest: they do not fit the signature.
+        """
+        names = self.inputs.column_names
+        if len(names) == 1:
+            inputs = [each if isinstance(each, dict) else {names[0]: each} for each in inputs]
+        return self.check_call(list(inputs), parameters or None)
+
+    def data(self, request: Request) -> Any:
+        """Return what the model's ``predict`` is given."""
+        return self.inputs.data(request.rows)
+
+    def answer(self, prediction: Any, count: int) -> Any:
+        """Turn a prediction for so many rows into plain JSON values.
+
+        Raises:
+            TypeError, ValueError: it has no JSON form.
+        """
+        return answer(prediction, count, self.outputs)
 
     def group(self, request: Request) -> Hashable | None:
         """Return a key: the rows of requests with equal keys may be merged, those of a request with None never.

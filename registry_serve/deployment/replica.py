@@ -1,0 +1,171 @@
+"""The Ray Serve class that all deployments are made of, whatever kind of model they serve."""
+
+import asyncio
+import logging
+import re
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import ray
+from pydantic_core import from_json
+from ray import serve
+from ray.serve import Deployment
+from starlette.types import ASGIApp
+
+from registry_serve.dataplane import DataPlane
+from registry_serve.leases import VersionState
+from registry_serve.logs import log_where_serve_does
+from registry_serve.metrics import Metrics
+from registry_serve.policies import BatchPolicy, CachePolicy, Limits
+from registry_serve.protocols.gate import ApiKeys
+from registry_serve.protocols.rates import RateLimit
+from registry_serve.registry import VersionKey
+from registry_serve.resources import Resources, require, use_assigned_device
+
+logger = logging.getLogger(__name__)
+
+#: Requests that Ray lets into a replica beyond our own limit, so that ours is the one that answers.
+_HEADROOM = 100
+#: How long a thread that computes in Python may keep the event loop waiting, once it wants to go on. A request needs
+#: Python several times on its way; with Python's own 5 ms, a version that loads would slow down all others.
+_SWITCH_INTERVAL_S = 0.001
+
+OnChange = Callable[[VersionKey, VersionState], None]
+
+
+@dataclass(frozen=True)
+class Replica:
+    """What every replica needs to know, whatever it serves. It travels inside the deployment class.
+
+    Attributes:
+        name: of the deployment.
+        title: of the API's documentation.
+        cache: how many versions stay loaded.
+        batching: when requests are merged.
+        limits: what one request may cost.
+        rate_limit: predictions that each replica lets in per second; None for any number.
+        resources: what each replica takes of the cluster.
+        api_key_file: path on every node of a file with keys; None leaves the endpoint open.
+    """
+
+    name: str
+    title: str
+    cache: CachePolicy = field(default_factory=CachePolicy)
+    batching: BatchPolicy = field(default_factory=BatchPolicy)
+    limits: Limits = field(default_factory=Limits)
+    rate_limit: float | None = None
+    resources: Resources = field(default_factory=Resources)
+    api_key_file: str | None = None
+
+    def __post_init__(self) -> None:
+        """Read the keys once here, where somebody sees what is wrong with them."""
+        if self.api_key_file is not None:
+            object.__setattr__(self, "api_key_file", str(Path(self.api_key_file).absolute()))
+            self.keys()
+
+    def keys(self) -> ApiKeys | None:
+        """Read the keys.
+
+        Raises:
+            ConfigurationError: the file cannot be read, or holds no key.
+        """
+        return None if self.api_key_file is None else ApiKeys.read(self.api_key_file)
+
+    def rate(self) -> RateLimit | None:
+        """Return the limit of one replica."""
+        return None if self.rate_limit is None else RateLimit(self.rate_limit)
+
+
+class Served(Protocol):
+    """What a deployment serves. It travels inside the deployment class, and is asked in each replica."""
+
+    @property
+    def replica(self) -> Replica:
+        """What is the same for all kinds of models."""
+
+    def plane(self, on_change: OnChange) -> DataPlane:
+        """Put the data plane together. Blocks."""
+
+    def web(self, plane: DataPlane) -> ASGIApp:
+        """Return the web application over it."""
+
+
+def deployment_name(model_name: str) -> str:
+    """Return the name of a model's deployment: the model's, but for characters that Ray's own addresses use."""
+    return re.sub(r"[^A-Za-z0-9_.-]", "_", model_name)
+
+
+def deployment_of(served: Served) -> Deployment:
+    """Make the deployment class.
+
+    Raises:
+        ResourcesMissing: Ray runs, and can never give its replicas what they take.
+    """
+    replica = served.replica
+    if ray.is_initialized():
+        require(replica.resources)
+
+    @serve.deployment(
+        name=deployment_name(replica.name),
+        max_ongoing_requests=replica.limits.max_pending_requests + _HEADROOM,
+        ray_actor_options=replica.resources.actor_options(),
+    )
+    @serve.ingress()
+    class ServedModel:
+        """One replica."""
+
+        async def __init__(self) -> None:  # type: ignore[misc]  # Serve awaits it
+            log_where_serve_does()
+            self._advertising: set[asyncio.Task[Any]] = set()
+            sys.setswitchinterval(_SWITCH_INTERVAL_S)
+            use_assigned_device()
+            self._metrics = Metrics()
+            self._plane = served.plane(self._noticed)
+            self._publishing = asyncio.get_running_loop().create_task(self._metrics.publish(self._plane))
+            await self._plane.start()
+
+        async def __serve_build_asgi_app__(self) -> ASGIApp:
+            return served.web(self._plane)
+
+        async def predict(self, rows: Any, params: Mapping[str, Any] | None = None) -> Any:
+            """Answer rows and params from another deployment; ``multiplexed_model_id`` names the version."""
+            reference = serve.get_multiplexed_model_id()
+            return from_json(await self._plane.call(reference, rows, params))
+
+        async def describe(self) -> Mapping[str, Any]:
+            """Return what ``GET /model`` returns."""
+            return await self._plane.describe()
+
+        @serve.multiplexed(max_num_models_per_replica=replica.cache.max_models)  # type: ignore[untyped-decorator]
+        async def _advertise(self, version: str) -> object:
+            # Ray's router sends a version's requests to replicas that say they hold it, and its dashboard and metrics
+            # show it. What is loaded and closed is the cache's business alone.
+            return object()
+
+        def _noticed(self, key: VersionKey, state: VersionState) -> None:
+            logger.info("Version %s of %s is %s.", key.number, key.model, state.value)
+            self._metrics.version_changed(key, state)
+            if state is not VersionState.READY:
+                return
+            task = asyncio.get_running_loop().create_task(self._advertise_all())
+            self._advertising.add(task)
+            task.add_done_callback(self._advertising.discard)
+
+        async def _advertise_all(self) -> None:
+            # In the order of our own cache, the default last: what Ray then drops is what we have closed.
+            for key in self._plane.cache.ready():
+                await self._advertise(key.number)
+
+        async def check_health(self) -> None:  # on the event loop, whose tables it reads
+            """Tell Ray when a model has not come back, so that it replaces the replica."""
+            self._plane.check_health()
+
+        async def __del__(self) -> None:
+            if hasattr(self, "_publishing"):
+                self._publishing.cancel()
+                await self._plane.aclose()
+
+    return cast(Deployment, ServedModel)
