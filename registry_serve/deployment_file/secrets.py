@@ -1,0 +1,57 @@
+"""What a deployment file holds and nobody should see."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from registry_serve.deployment_file.fields import DeploymentFile
+
+MASK = "***"
+
+_NAMED = r"(?i:key|token|secret|password|passwd|credential|signature|sig|authorization)s?"
+_SECRET = re.compile(rf"{_NAMED}(?![a-z])")
+_SECRET_AT_THE_END = re.compile(rf"(?!.*(?i:tokens)$).*{_NAMED}$")
+_USER_IN_URL = re.compile(r"(?<=://)[^/\s?#]*@")
+_VALUE = r"""(?:"[^"]*"|'[^']*'|[^\s&;,"']+)"""
+_ASSIGNED = re.compile(rf"""([\w.-]*{_NAMED}["']?\s*[:=]\s*)(?:(?i:bearer|basic|token)\s+)?{_VALUE}""")
+_OPTION = re.compile(rf"(--[\w-]*{_NAMED}\s+){_VALUE}")
+
+
+def masked(file: DeploymentFile) -> dict[str, Any]:
+    """Return the file as it may be shown: ``***`` for every secret, ready for YAML and JSON.
+
+    Secret are the values of ``env_variables``, of keys that are named like secrets, what is assigned to such names
+    inside texts, and who signs in with a URL.
+    """
+    shown: dict[str, Any] = _masked(file.model_dump(exclude_none=True))
+    return shown
+
+
+def is_secret(key: str, value: Any) -> bool:
+    """Say whether a key is named like a secret: ``api_key``, ``hfToken``; with a number, only ``pin_token``.
+
+    Numbers are settings such as ``max_new_tokens`` and ``eos_token_id``, unless the secret's name comes last.
+    """
+    pattern = _SECRET_AT_THE_END if isinstance(value, (int, float)) else _SECRET
+    return pattern.search(key) is not None
+
+
+def without_credentials(text: str) -> str:
+    """Return the text without who signs in with its URLs, and without what it assigns to names of secrets."""
+    for pattern in (_ASSIGNED, _OPTION):
+        text = pattern.sub(rf"\1{MASK}", text)
+    return _USER_IN_URL.sub("", text)
+
+
+def _masked(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        if {"key", "value"} <= value.keys():  # also where env_variables is misspelt
+            return {**value, "value": MASK}
+        return {
+            key: MASK if is_secret(key, each) and each is not None else _masked(each) for key, each in value.items()
+        }
+    if isinstance(value, list):
+        return [_masked(each) for each in value]
+    return without_credentials(value) if isinstance(value, str) else value
