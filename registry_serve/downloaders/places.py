@@ -1,0 +1,30 @@
+"""Where a node keeps what it downloads, and who uses it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+
+from registry_serve.downloaders.artifacts import ArtifactCache
+
+#: Directories that this process has, by device and inode, with the descriptors that hold them.
+_held: dict[tuple[int, int], int] = {}
+
+
+def downloads_folder() -> Path:
+    """Return the folder of all downloads: inside that of the artifacts, whose budget ignores it."""
+    return ArtifactCache(max_bytes=0).root / ".downloads"
+
+
+def hold(directory: Path) -> None:
+    """Keep a directory of the folder until this process ends, however it ends."""
+    if not directory.is_relative_to(downloads_folder()):
+        return
+    descriptor = os.open(directory, os.O_RDONLY)
+    held = os.fstat(descriptor)
+    if (held.st_dev, held.st_ino) in _held:
+        os.close(descriptor)
+        return
+    fcntl.flock(descriptor, fcntl.LOCK_SH)
+    _held[held.st_dev, held.st_ino] = descriptor
