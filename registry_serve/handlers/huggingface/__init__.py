@@ -1,0 +1,91 @@
+"""The default handler: models of the Hugging Face hub, or of a local folder, with Transformers.
+
+Torch and Transformers are imported when a handler is built, not before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from registry_serve.errors import HandlerInvalid, InvalidRequest
+from registry_serve.handlers.interface import ModelHandlerInterface
+
+if TYPE_CHECKING:
+    from registry_serve.handlers.huggingface.embedding import FeatureExtraction
+    from registry_serve.handlers.huggingface.generation import TextGeneration
+
+NAME = "huggingface"
+_TASKS = ("text-generation", "feature-extraction")
+
+
+class HuggingFaceHandler(ModelHandlerInterface):
+    """Generates text, or embeds texts.
+
+    | task                 | input              | output                                                           |
+    |----------------------|--------------------|------------------------------------------------------------------|
+    | `text-generation`    | a text             | the text **with the prompt before it**, unless the parameter     |
+    |                      |                    | `return_full_text` is false; encoder-decoders: the answer alone  |
+    | `text-generation`    | a list of messages | the reply alone; needs a model with a chat template              |
+    | `feature-extraction` | a text             | its embedding, a list of numbers: the mean over its tokens, or   |
+    |                      |                    | what a model of sentence-transformers says about its own pooling |
+
+    A message has a ``role`` and a ``content``. The parameters of text generation, with their defaults, are
+    ``GenerationParameters``; with ``n`` above 1, each output is a list of texts. Feature extraction has no parameters.
+    The model is on the GPU that torch sees, on all of them if there are several, else on the CPU.
+
+    Args:
+        task: what the model is for.
+        model_name_or_path: its name on the hub, or a folder.
+        model_dtype: of its weights: fp16, bf16 or fp32. On a CPU, fp16 becomes fp32.
+        autocast_dtype: fp16 or bf16, for torch's automatic mixed precision; None for none.
+        trust_remote_code: run Python code that comes with the model.
+
+    Raises:
+        HandlerInvalid: one of these has no meaning, or the model cannot be had.
+    """
+
+    def __init__(
+        self,
+        *,
+        task: str,
+        model_name_or_path: str,
+        model_dtype: str = "fp16",
+        autocast_dtype: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:
+        if task not in _TASKS:
+            raise HandlerInvalid(NAME, f"task must be {' or '.join(_TASKS)}, and is {task!r}")
+        try:
+            from registry_serve.handlers.huggingface.embedding import FeatureExtraction
+            from registry_serve.handlers.huggingface.generation import TextGeneration
+            from registry_serve.handlers.huggingface.precision import Precision
+            from registry_serve.handlers.huggingface.pretrained import Source
+        except ImportError as error:
+            needs = f"it needs {error.name}, which is not installed: pip install 'registry-serve[transformers]'"
+            raise HandlerInvalid(NAME, needs) from error
+        source = Source(model_name_or_path, Precision.of(model_dtype, autocast_dtype), trust_remote_code)
+        self._model: TextGeneration | FeatureExtraction
+        self._model = TextGeneration(source) if task == "text-generation" else FeatureExtraction(source)
+
+    def predict(self, model_requests: list[dict[str, Any]]) -> list[Any]:
+        """Answer a batch. Requests with other parameters than their neighbours' are computed apart.
+
+        Raises:
+            InvalidRequest: an input or a parameter is wrong; nothing has been computed.
+        """
+        return self._model.answer(model_requests)
+
+    def predict_stream(self, input: Any, parameters: dict[str, Any] | None = None) -> Iterator[str]:  # noqa: A002
+        """Generate one text piece by piece; together the pieces are what ``predict`` returns.
+
+        Closing the iterator ends the generation.
+
+        Raises:
+            InvalidRequest: as ``predict``; or the task is no generation.
+        """
+        stream = getattr(self._model, "stream", None)
+        if stream is None:
+            raise InvalidRequest([{"location": [], "message": "asks for a stream, and this model gives embeddings"}])
+        pieces: Iterator[str] = stream(input, parameters or {})
+        return pieces

@@ -1,0 +1,109 @@
+"""What a request may ask of text generation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
+
+from registry_serve.errors import InvalidRequest
+
+_PLACE = "parameters"
+#: What leaves the likelihoods as they are.
+_UNUSED = {"temperature": 1.0, "top_p": 1.0, "top_k": 50, "min_p": None, "typical_p": 1.0}
+
+
+def _several(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
+
+
+class GenerationParameters(BaseModel):
+    """The parameters of one request, of the names that Transformers gives them. Null counts as not given.
+
+    What is neither given nor has a default here is as the model's own ``generation_config`` says.
+
+    Attributes:
+        max_new_tokens: how many tokens are added at the most; fewer where the model's context ends before.
+        do_sample: false always takes the likeliest token, and so does a temperature of 0.
+        num_return_sequences: how many texts to return, also called ``n``; above 1, each output is a list.
+        stop: a text, or several; the answer ends before the first that comes up.
+        seed: the same seed gives the same answer; requests with one are computed one by one.
+        return_full_text: whether the prompt stands before the answer.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    max_new_tokens: int = Field(256, ge=1)
+    min_new_tokens: int | None = Field(None, ge=0)
+    do_sample: bool = True
+    temperature: float = Field(0.8, ge=0, allow_inf_nan=False)
+    top_p: float = Field(0.95, gt=0, le=1)
+    top_k: int | None = Field(None, ge=0)
+    min_p: float | None = Field(None, ge=0, le=1)
+    typical_p: float | None = Field(None, gt=0, le=1)
+    repetition_penalty: float | None = Field(None, gt=0, allow_inf_nan=False)
+    no_repeat_ngram_size: int | None = Field(None, ge=0)
+    num_beams: int = Field(1, ge=1, le=64)
+    length_penalty: float | None = Field(None, allow_inf_nan=False)
+    early_stopping: bool | None = None
+    num_return_sequences: int = Field(1, ge=1, le=64, validation_alias=AliasChoices("num_return_sequences", "n"))
+    use_cache: bool = True
+    stop: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_several)] = Field(
+        (), validation_alias=AliasChoices("stop", "stop_strings")
+    )
+    seed: int | None = Field(None, ge=0, lt=2**63)
+    return_full_text: bool = True
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> GenerationParameters:
+        """Check what a request gave.
+
+        Raises:
+            InvalidRequest: a name or a value is unknown.
+        """
+        try:
+            return cls.model_validate({name: value for name, value in given.items() if value is not None})
+        except ValidationError as error:
+            found = error.errors(include_url=False, include_context=False, include_input=False)
+            raise InvalidRequest(
+                [{"location": [_PLACE, *each["loc"]], "message": _message(each["type"], each["msg"])} for each in found]
+            ) from None
+
+    @model_validator(mode="after")
+    def _answers_differ(self) -> GenerationParameters:
+        if self.num_return_sequences > 1 and not self.samples and self.num_beams < self.num_return_sequences:
+            raise PydanticCustomError("n", "ask for several texts (n) without sampling, or as many num_beams")
+        return self
+
+    @property
+    def samples(self) -> bool:
+        """Whether tokens are drawn by chance."""
+        return self.do_sample and self.temperature > 0
+
+    def settings(self) -> dict[str, Any]:
+        """Return what ``generate`` is configured with, but for the number of new tokens."""
+        names = ("min_new_tokens", "repetition_penalty", "no_repeat_ngram_size", "length_penalty", "early_stopping")
+        chosen = {name: getattr(self, name) for name in names}
+        drawn = {name: getattr(self, name) for name in ("top_k", "min_p", "typical_p")}
+        given = {
+            name: value for name, value in {**chosen, **(drawn if self.samples else {})}.items() if value is not None
+        }
+        # Without sampling, what a model's own configuration says about it would only raise warnings.
+        sampling = {"temperature": self.temperature, "top_p": self.top_p} if self.samples else _UNUSED
+        return {
+            **given,
+            **sampling,
+            "do_sample": self.samples,
+            "num_beams": self.num_beams,
+            "num_return_sequences": self.num_return_sequences,
+            "use_cache": self.use_cache,
+            "stop_strings": list(self.stop) or None,
+        }
+
+
+def _message(kind: str, said: str) -> str:
+    if kind == "extra_forbidden":
+        return f"is unknown; there are {', '.join(GenerationParameters.model_fields)}"
+    return said.replace("Input should", "should")

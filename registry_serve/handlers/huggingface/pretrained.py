@@ -1,0 +1,93 @@
+"""Loading with Transformers: configuration, tokenizer and weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
+from transformers import AutoConfig, AutoTokenizer
+
+from registry_serve.errors import HandlerInvalid
+from registry_serve.handlers.huggingface.precision import Precision
+
+#: Tokenizers that know no limit say a number with thirty digits.
+_NO_LIMIT = 10**9
+_LONGEST_REASON = 200
+_TRUST = "trust_remote_code"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model comes from, and how it is loaded.
+
+    Attributes:
+        name: on the hub, or a folder.
+        precision: of its weights.
+        trusted: whether its own code may run.
+    """
+
+    name: str
+    precision: Precision
+    trusted: bool
+
+    def config(self) -> Any:
+        """Load the configuration."""
+        return self._load(AutoConfig.from_pretrained)
+
+    def tokenizer(self) -> Any:
+        """Load the tokenizer; it has a token to pad with."""
+        tokenizer = self._load(AutoTokenizer.from_pretrained)
+        if tokenizer.pad_token_id is None:
+            # Padding is masked: any token will do.
+            tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.convert_ids_to_tokens(0)
+        return tokenizer
+
+    def model(self, kind: Any) -> Any:
+        """Load the weights with one of Transformers' Auto classes, onto the device, or spread over several GPUs."""
+        several = self.precision.device == "cuda" and torch.cuda.device_count() > 1
+        device_map = "auto" if several else self.precision.device
+        return self._load(kind.from_pretrained, dtype=self.precision.weights, device_map=device_map).eval()
+
+    def document(self, path: str) -> Any | None:
+        """Return one of the model's JSON files; None if it has none of that path."""
+        folder = Path(self.name)
+        try:
+            file = folder / path if folder.is_dir() else Path(hf_hub_download(self.name, path))
+            return json.loads(file.read_text(encoding="utf-8"))
+        except (EntryNotFoundError, FileNotFoundError):
+            return None
+
+    def _load(self, load: Callable[..., Any], **options: Any) -> Any:
+        try:
+            return load(self.name, trust_remote_code=self.trusted, **options)
+        except OSError as error:
+            reason = (
+                "is neither a folder with a model nor one that the Hugging Face hub gives out here; look at the name, "
+                f"the network, and HF_TOKEN for private models ({_said(error)})"
+            )
+            raise self._invalid(reason) from error
+        except ValueError as error:
+            if _TRUST in str(error):
+                reason = f"brings Python code of its own; say {_TRUST}: true if you know it and trust it"
+                raise self._invalid(reason) from error
+            raise self._invalid(f"cannot be loaded: {_said(error)}") from error
+
+    def _invalid(self, reason: str) -> HandlerInvalid:
+        return HandlerInvalid("huggingface", f"the model {self.name!r} {reason}")
+
+
+def limits(config: Any, tokenizer: Any) -> list[int]:
+    """Return how many tokens a model takes, as its configuration and then as its tokenizer say, if they do."""
+    text = config.get_text_config()
+    configured = getattr(text, "max_position_embeddings", None) or getattr(text, "max_seq_len", None)
+    return [each for each in (configured, tokenizer.model_max_length) if each and each < _NO_LIMIT]
+
+
+def _said(error: Exception) -> str:
+    return " ".join(str(error).split())[:_LONGEST_REASON].rstrip(".")
