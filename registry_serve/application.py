@@ -88,6 +88,9 @@ class AppArgs(BaseModel):
     limits: Annotated[Limits, _object(Limits)] = Field(
         default_factory=Limits, description="max_body_bytes, request_timeout_s, max_pending_requests and more."
     )
+    rate_limit: float | None = Field(None, gt=0, description="Predictions per second that each replica lets in.")
+    gpus: float = Field(0.0, ge=0, description="GPUs of each replica; a fraction shares one.")
+    gpu_type: str | None = Field(None, description="Which GPUs, such as A100 or a100_40gb.")
     title: str | None = Field(None, description="Title of the API's documentation.")
     api_key_file: str | None = Field(None, description="File with one API key per line, on every node.")
 
@@ -129,6 +132,9 @@ def deployment_of(args: AppArgs) -> Deployment:
         environment=args.environment,
         isolation=args.isolation,
         limits=args.limits,
+        rate_limit=args.rate_limit,
+        gpus=args.gpus,
+        gpu_type=args.gpu_type,
         title=args.title,
         api_key_file=args.api_key_file,
     )

@@ -237,11 +237,13 @@ def test_large_inputs_and_answers_leave_nothing_in_the_object_store(isolated):
     assert held == []
 
 
-def test_it_sees_no_gpu_and_as_many_threads_as_its_parent(isolated, monkeypatch):
+@pytest.mark.parametrize("gpus", ["", "1", "2,3"])
+def test_it_sees_the_gpus_of_its_parent_and_as_many_threads(isolated, monkeypatch, gpus):
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
     model = isolated(Does(lambda frame: {each: os.environ.get(each) for each in frame["prompt"]}))
     seen = model.predict(text_frame("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS"), None)
-    assert seen == {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "3"}
+    assert seen == {"CUDA_VISIBLE_DEVICES": gpus, "OMP_NUM_THREADS": "3"}
 
 
 def test_each_model_has_a_process_that_ran_nothing_before(isolated):

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-import ray
 from pydantic_core import from_json
 from ray import serve
 from ray.serve import Deployment
@@ -23,7 +22,7 @@ from registry_serve.policies import BatchPolicy, CachePolicy, Limits
 from registry_serve.protocols.gate import ApiKeys
 from registry_serve.protocols.rates import RateLimit
 from registry_serve.registry import VersionKey
-from registry_serve.resources import Resources, require, use_assigned_device
+from registry_serve.resources import Resources, require_where_ray_runs, use_assigned_device
 
 logger = logging.getLogger(__name__)
 
@@ -105,8 +104,7 @@ def deployment_of(served: Served) -> Deployment:
         ResourcesMissing: Ray runs, and can never give its replicas what they take.
     """
     replica = served.replica
-    if ray.is_initialized():
-        require(replica.resources)
+    require_where_ray_runs(replica.resources)
 
     @serve.deployment(
         name=deployment_name(replica.name),

@@ -47,7 +47,7 @@ class Loader:
             requirements to install there, none for the environment of this process.
         attempts: knows which versions have ended processes that loaded them.
         default: a version that is not held to have done so: a replica that was killed while it started would else
-            come back with its default in another process, without its GPU.
+            come back with its default in another process.
     """
 
     def __init__(
