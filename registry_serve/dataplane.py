@@ -67,6 +67,9 @@ class Answer:
 class DataPlane:
     """All versions of one model that keep one contract.
 
+    Attributes:
+        place: where it runs, ready for JSON; whoever put it there says it.
+
     Args:
         contract: what the endpoint promises.
         resolver: finds the version that a reference means.
@@ -94,6 +97,7 @@ class DataPlane:
         self.resolver = resolver
         self.batching = batching
         self.limits = limits
+        self.place: Mapping[str, str] = {}
         self._load_model = load
         self._environment = environment
         self._admission = Admission(limits.max_pending_requests)
@@ -207,6 +211,7 @@ class DataPlane:
         for _, model in self.cache.models():
             counts.add(model)
         return {
+            **self.place,
             "ready": self.ready,
             "max_models": self.cache.policy.max_models,
             "loads": self.cache.loads,

@@ -58,6 +58,7 @@ class Launch(BaseModel):
         replicas: of each application.
         cpus: of each replica.
         gpus: of each replica.
+        gpu_type: of these; None for any.
         drain_s: how long requests in flight may take once it stops, in seconds.
     """
 
@@ -69,6 +70,7 @@ class Launch(BaseModel):
     replicas: int = 1
     cpus: float = 1.0
     gpus: float = 0.0
+    gpu_type: str | None = None
     drain_s: float = 60.0
 
 

@@ -101,6 +101,7 @@ def test_a_handler_class_is_served_with_one_line_and_answers_mosaicmls_clients(c
     assert handle.predict.remote(["a", "b"]).result() == ["A", "B"]
     described = requests.get(url + "/model", headers={"authorization": "secret"}, timeout=30).json()
     assert (described["name"], described["replica"]["ready"]) == ("Shout", True)
+    assert described["replica"]["id"]
 
 
 def test_three_replicas_that_start_together_run_the_downloader_once(cluster, applications, repository):

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, cast
 
+import ray
 from pydantic_core import from_json
 from ray import serve
 from ray.serve import Deployment
@@ -122,6 +123,11 @@ def deployment_of(served: Served) -> Deployment:
             use_assigned_device()
             self._metrics = Metrics()
             self._plane = served.plane(self._noticed)
+            context = serve.get_replica_context()
+            self._plane.place = {
+                "id": context.replica_id.unique_id,
+                "node": ray.get_runtime_context().get_node_id(),
+            }
             self._publishing = asyncio.get_running_loop().create_task(self._metrics.publish(self._plane))
             await self._plane.start()
 
