@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import types
 import typing
 from dataclasses import dataclass
 from typing import Any
@@ -65,9 +66,14 @@ def _adapter(annotation: Any) -> TypeAdapter[Any] | None:
 
 
 def _readable(annotation: Any) -> Any:
-    """Return a ``TypedDict`` in the form that pydantic can read before Python 3.12; anything else as it is."""
+    """Return a type with each ``TypedDict`` in it in the form that pydantic can read before Python 3.12."""
     if not typing_extensions.is_typeddict(annotation):
-        return annotation
+        arguments = typing.get_args(annotation)
+        readable = tuple(_readable(each) for each in arguments)
+        if readable == arguments:
+            return annotation
+        origin = typing.get_origin(annotation)
+        return typing.Union[readable] if origin is types.UnionType else origin[readable]  # noqa: UP007
     members = typing.get_type_hints(annotation, include_extras=True)
     optional = annotation.__optional_keys__
     fields = {

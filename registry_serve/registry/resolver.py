@@ -6,10 +6,10 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import Protocol
 
 from registry_serve.errors import LoadFailed, RegistryUnavailable, VersionForbidden, VersionNotFound
 from registry_serve.policies import RegistryAddress, VersionPolicy
-from registry_serve.registry.client import Registry
 from registry_serve.registry.lookups import MOST_ANSWERS, Lookups
 from registry_serve.registry.records import ModelVersion, VersionSummary, available_references
 from registry_serve.registry.references import Reference, is_blank, parse_reference
@@ -19,6 +19,27 @@ from registry_serve.registry.references import Reference, is_blank, parse_refere
 CARD_FRESH_S = 60.0
 #: Errors repeat what was asked for, but not a header of any length.
 _MOST_SHOWN = 100
+
+
+class Versions(Protocol):
+    """What a resolver asks, of ``Registry`` or of what stands for it in tests."""
+
+    def version(
+        self,
+        model: str,
+        number: str,
+        *,
+        known: ModelVersion | None = None,
+        policy: VersionPolicy = ...,
+        default: ModelVersion | None = None,
+    ) -> ModelVersion:
+        """Return one version with its card."""
+
+    def number_of(self, model: str, reference: Reference, *, policy: VersionPolicy = ...) -> str:
+        """Return the number of the version that a reference means."""
+
+    def summaries(self, model: str) -> list[VersionSummary]:
+        """List all versions of a model, newest first."""
 
 
 class Resolver:
@@ -38,7 +59,7 @@ class Resolver:
 
     def __init__(
         self,
-        registry: Registry,
+        registry: Versions,
         model: str,
         default: ModelVersion,
         policy: VersionPolicy,
@@ -125,7 +146,7 @@ class _Cards:
     """Versions by number, whose cards are read again only once in a while. Used from several threads."""
 
     def __init__(
-        self, registry: Registry, default: ModelVersion, policy: VersionPolicy, clock: Callable[[], float]
+        self, registry: Versions, default: ModelVersion, policy: VersionPolicy, clock: Callable[[], float]
     ) -> None:
         self._registry = registry
         self._default = default

@@ -17,7 +17,7 @@ from registry_serve.errors import InvalidRequest, MalformedJSON
 from registry_serve.signature.answers import answer
 from registry_serve.signature.inputs import Inputs, NoInputs, Tensors, inputs_of
 from registry_serve.signature.requests import Request
-from registry_serve.signature.rows import Place, check, fault, located
+from registry_serve.signature.rows import NamedColumns, Place, check, fault, located
 from registry_serve.signature.scalars import Form, Target
 from registry_serve.signature.types import form_of, object_core
 
@@ -103,9 +103,11 @@ class RequestSchema:
         Raises:
             InvalidRequest: they do not fit the signature.
         """
-        names = self.inputs.column_names
-        if len(names) == 1:
-            inputs = [each if isinstance(each, dict) else {names[0]: each} for each in inputs]
+        if isinstance(self.inputs, NamedColumns) and len(self.inputs.column_names) == 1:
+            name = self.inputs.column_names[0]
+            # Where the column itself holds objects, an object is a value of it and no row.
+            holds_objects = "object" in self.row_json["properties"][name].get("type", "object")
+            inputs = [each if isinstance(each, dict) and not holds_objects else {name: each} for each in inputs]
         return self.check_call(list(inputs), parameters or None)
 
     def data(self, request: Request) -> Any:
