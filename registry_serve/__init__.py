@@ -6,8 +6,9 @@ from registry_serve import deployment_from_model_name
 serve.run(deployment_from_model_name("translation_model").bind())
 """
 
-from registry_serve.application import AppArgs, app
-from registry_serve.deployment import deployment_from_handler, deployment_from_model_name
+import importlib
+import typing
+
 from registry_serve.errors import (
     BodyTimeout,
     BodyTooLarge,
@@ -18,6 +19,7 @@ from registry_serve.errors import (
     DiskFull,
     DownloadFailed,
     Draining,
+    EndpointFailed,
     EnvironmentConflict,
     ForeignOrigin,
     HandlerInvalid,
@@ -46,10 +48,16 @@ from registry_serve.errors import (
     VersionReferenceConflict,
     WarmUpFailed,
 )
-from registry_serve.handlers import ModelHandlerInterface
 from registry_serve.policies import BatchPolicy, CachePolicy, Limits, LoadPolicy, RegistryAddress, VersionPolicy
-from registry_serve.signature import Compatibility
 from registry_serve.version import __version__
+
+if typing.TYPE_CHECKING:
+    from registry_serve.application import AppArgs, app
+    from registry_serve.deployment import deployment_from_handler, deployment_from_model_name
+    from registry_serve.handlers import ModelHandlerInterface
+    from registry_serve.handlers.registration import log_handler
+    from registry_serve.rollout import deploy
+    from registry_serve.signature import Compatibility
 
 __all__ = [
     "AppArgs",
@@ -65,6 +73,7 @@ __all__ = [
     "DiskFull",
     "DownloadFailed",
     "Draining",
+    "EndpointFailed",
     "EnvironmentConflict",
     "ForeignOrigin",
     "HandlerInvalid",
@@ -99,6 +108,31 @@ __all__ = [
     "WarmUpFailed",
     "__version__",
     "app",
+    "deploy",
     "deployment_from_handler",
     "deployment_from_model_name",
+    "log_handler",
 ]
+
+#: Imported when they are asked for: Ray and MLflow take seconds, and pytest imports this package for its plugin.
+_LATE = {
+    "AppArgs": "application",
+    "Compatibility": "signature",
+    "ModelHandlerInterface": "handlers",
+    "app": "application",
+    "deploy": "rollout",
+    "deployment_from_handler": "deployment",
+    "deployment_from_model_name": "deployment",
+    "log_handler": "handlers.registration",
+}
+
+
+def __getattr__(name: str) -> typing.Any:
+    if name not in _LATE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(f"{__name__}.{_LATE[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATE})

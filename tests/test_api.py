@@ -48,6 +48,7 @@ EXAMPLES = {
     "DeploymentFileInvalid": ("deployment.yaml", 3, "replicas must be an integer"),
     "DeploymentNotFound": ("hello", ("world",)),
     "ResourcesMissing": ("No.",),
+    "EndpointFailed": ("No.",),
     "WarmUpFailed": ("No.",),
     "ReplicaStuck": ("A call of version 1", 301.5),
     "MalformedJSON": ("expected value", 1, 2),

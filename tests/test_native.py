@@ -39,7 +39,11 @@ def assert_problem(response, status, code, **members):
 #: Errors that no prediction is answered with.
 NO_ANSWERS = {
     RegistryServeError,
-    *(each for kind in (errors.ConfigurationError, errors.WarmUpFailed, errors.ReplicaStuck) for each in tree(kind)),
+    *(
+        each
+        for kind in (errors.ConfigurationError, errors.EndpointFailed, errors.WarmUpFailed, errors.ReplicaStuck)
+        for each in tree(kind)
+    ),
 }
 
 

@@ -21,10 +21,11 @@ from mlflow.pyfunc import PythonModel
 
 from registry_serve import cli, launch
 from registry_serve.application import AppArgs
-from registry_serve.cli.run import _headers, model_and_reference, run
-from registry_serve.cluster import cause
+from registry_serve.cli.access import authorization
+from registry_serve.cli.run import model_and_reference, run
 from registry_serve.errors import ConfigurationError
 from registry_serve.protocols.gate import ApiKeys
+from registry_serve.rollout.outcomes import cause
 from tests.mlflow_server import free_port
 from tests.toys import Constant
 
@@ -146,7 +147,7 @@ def test_a_taken_port_is_one_line(refuse):
 def test_a_key_is_sent_as_it_stands_in_its_file(tmp_path):
     file = tmp_path / "keys.txt"
     file.write_text("\ufeffключ-é\n", "utf-8")
-    sent = _headers(AppArgs(api_key_file=str(file)))["authorization"]
+    sent = authorization(file)["authorization"]
     assert sent.encode("latin-1").decode() == "Bearer ключ-é"
     assert ApiKeys.read(file).open(sent)
 

@@ -17,16 +17,13 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from registry_serve.cli.screen import Progress, progress, say
 from registry_serve.errors import ConfigurationError
 from registry_serve.launch import Launch, fast_environment
+from registry_serve.rollout import sessions
 
 #: HAProxy asks a new replica a few times whether it is healthy before it sends it anything.
 _ANSWER_WITHIN_S = 60.0
-#: How often processes are ended that somebody still starts; one that cannot be ended is given up then.
-_KILLS = 10
 #: Exit code of a command that Ctrl-C ended early.
 INTERRUPTED = 130
 #: HAProxy takes at most 97 characters for the path of a socket, and Ray adds 70 of its own.
@@ -108,24 +105,8 @@ class ClusterProcess:
         """End whatever is left of it, at once. Nothing interrupts this: an HAProxy without a cluster keeps its port."""
         for which in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(which, signal.SIG_IGN)
-        # While one process is ended, another may start a further one.
-        for _ in range(_KILLS):
-            left = list(_of_session(self._process.pid))
-            if not left:
-                break
-            for each in left:
-                with suppress(psutil.NoSuchProcess):
-                    each.kill()
-            psutil.wait_procs(left, timeout=5)
+        sessions.end(self._process.pid)
         self._process.wait()
-
-
-def _of_session(leader: int) -> Iterator[psutil.Process]:
-    """Find the living processes of a session: Ray gives its workers process groups of their own, but not sessions."""
-    for each in psutil.process_iter():
-        with suppress(psutil.NoSuchProcess, OSError):
-            if os.getsid(each.pid) == leader and each.status() != psutil.STATUS_ZOMBIE:
-                yield each
 
 
 def serve_until_stopped(

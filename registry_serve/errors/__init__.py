@@ -9,6 +9,7 @@
     │   ├── DeploymentFileInvalid         a deployment file has a mistake, with its line
     │   ├── DeploymentNotFound            no deployment has that name
     │   └── ResourcesMissing              the cluster has not the GPUs that are asked for
+    ├── EndpointFailed                    a deployment that was asked over HTTP did not answer (told by the command line)
     ├── WarmUpFailed                      the default version cannot answer its own input example
     ├── ReplicaStuck                      a model has not come back for too long (told to Ray, not to clients)
     ├── MalformedJSON              400    the body is not JSON
@@ -47,6 +48,7 @@ from registry_serve.errors.deployments import (
     DeploymentFileInvalid,
     DeploymentNotFound,
     DownloadFailed,
+    EndpointFailed,
     HandlerInvalid,
     ReplicaStuck,
     ResourcesMissing,
@@ -97,6 +99,7 @@ __all__ = [
     "DiskFull",
     "DownloadFailed",
     "Draining",
+    "EndpointFailed",
     "EnvironmentConflict",
     "ForeignOrigin",
     "HandlerInvalid",

@@ -72,6 +72,13 @@ class DeploymentNotFound(ConfigurationError):
         return f"There is no deployment {self.given['name']!r}. There are: {named}."
 
 
+class EndpointFailed(RegistryServeError):
+    """A deployment that was asked over HTTP did not answer as it should."""
+
+    code = "endpoint_failed"
+    title = "The deployment did not answer"
+
+
 class ResourcesMissing(ConfigurationError):
     """The cluster has not what the replicas ask for, and waiting would not help."""
 
