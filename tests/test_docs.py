@@ -18,6 +18,7 @@ from registry_serve import (
     BatchPolicy,
     CachePolicy,
     ConfigurationError,
+    EndpointFailed,
     Limits,
     ReplicaStuck,
     WarmUpFailed,
@@ -75,7 +76,9 @@ def test_every_error_code_is_described():
     described = (ROOT / "docs" / "errors.md").read_text()
     for error in tree():
         assert f"`{error.code}`" in described
-        if not issubclass(error, (ConfigurationError, WarmUpFailed, ReplicaStuck)):  # these answer no request
+        if not issubclass(
+            error, (ConfigurationError, EndpointFailed, WarmUpFailed, ReplicaStuck)
+        ):  # these answer no request
             assert f"| {error.status} | `{error.code}` |" in described
 
 
@@ -101,12 +104,23 @@ def anchors(text):
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def test_every_option_of_the_commands_is_described():
-    pages = (ROOT / "docs" / "running.md").read_text()
-    arguments = {f"--{name.replace('_', '-')}" for name in AppArgs.model_fields}
-    for command in typer.main.get_command(cli.app).commands.values():
-        offered = {name for each in command.params for name in each.opts if name.startswith("--")}
-        assert [name for name in offered - arguments if f"`{name}`" not in pages] == []
+def commands(command=None, path=()):
+    """Every command of the command line with its words, groups and the program itself among them."""
+    command = command or typer.main.get_command(cli.app)
+    yield path, command
+    for name, each in getattr(command, "commands", {}).items():
+        yield from commands(each, (*path, name))
+
+
+@pytest.mark.parametrize(
+    ("path", "command"), list(commands()), ids=lambda each: " ".join(each) if each.__class__ is tuple else ""
+)
+def test_every_command_and_every_option_is_described(path, command):
+    pages = "".join((ROOT / "docs" / name).read_text() for name in ("running.md", "cli.md"))
+    arguments = {f"--{name.replace('_', '-')}" for name in AppArgs.model_fields} if path == ("run",) else set()
+    offered = {name for each in command.params for name in each.opts if name.startswith("--")}
+    assert [name for name in offered - arguments if f"`{name}" not in pages] == []
+    assert "registry-serve " + " ".join(path) in pages or not path
 
 
 def test_the_changelog_and_the_version_agree():

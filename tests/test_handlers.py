@@ -213,7 +213,7 @@ def test_a_rate_limit_fills_up_again():
     limit = RateLimit(0.5, clock=lambda: now)
     limit.take()
     now = 1.9
-    with pytest.raises(Exception, match="takes 0.5 requests per second"):
+    with pytest.raises(Exception, match=r"takes 0\.5 requests per second"):
         limit.take()
     now = 2.1
     limit.take()

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from registry_serve.cli.screen import console, say
+from registry_serve.cli.screen import AsJson, console, print_json, say
 from registry_serve.cli.serving import local_address, serve_until_stopped
 from registry_serve.launch import Launch, ServedApplication, require_free
 from registry_serve.policies import Limits
@@ -21,6 +21,7 @@ def demo(
     ] = False,
     serve: Annotated[bool, typer.Option(help="Serve it, until Ctrl-C.")] = False,
     port: Annotated[int, typer.Option(help="Port to serve on.", min=1, max=65535)] = 8000,
+    as_json: AsJson = False,
 ) -> None:
     """Build a toy registry of real, tiny language models; a minute the first time, then it is kept."""
     from registry_serve.demo import build
@@ -40,13 +41,15 @@ def demo(
     say(f"The demo registry is {registry.tracking_uri}")
     models = list(registry.versions)
     if serve:
-        _serve(registry.tracking_uri, models, port)
+        _serve(registry.tracking_uri, models, port, as_json)
+    elif as_json:
+        print_json({"tracking_uri": registry.tracking_uri, "models": models})
     else:
         command = f"MLFLOW_TRACKING_URI={registry.tracking_uri} registry-serve run {models[0]}"
         say(f"Serve one of its models with:\n\n    {command}")
 
 
-def _serve(tracking_uri: str, models: list[str], port: int) -> None:
+def _serve(tracking_uri: str, models: list[str], port: int, as_json: bool) -> None:
     """Serve the demo's models on one small cluster, the first of them at the root."""
     launch = Launch(
         applications=tuple(
@@ -59,9 +62,15 @@ def _serve(tracking_uri: str, models: list[str], port: int) -> None:
         ),
         port=port,
     )
-    serve_until_stopped(
-        launch, lambda logs: say(_what_to_try(local_address(launch))), max_body_bytes=Limits().max_body_bytes
-    )
+
+    def announce(logs: str) -> None:
+        address = local_address(launch)
+        if as_json:
+            print_json({"address": address, "tracking_uri": tracking_uri, "models": models, "logs": logs})
+        else:
+            say(_what_to_try(address))
+
+    serve_until_stopped(launch, announce, max_body_bytes=Limits().max_body_bytes)
 
 
 def _what_to_try(address: str) -> str:
