@@ -13,7 +13,7 @@ from registry_serve import ModelHandlerInterface, ResourcesMissing, deployment_f
 
 pytestmark = pytest.mark.cluster
 
-HANDLER = '''
+HANDLER = """
 import os, pathlib
 
 class Pieces:
@@ -26,9 +26,9 @@ class Pieces:
     def predict_stream(self, input, parameters):
         for word in input.split():
             yield word
-'''
+"""
 
-DOWNLOADER = '''
+DOWNLOADER = """
 import os, pathlib, time
 
 def download(folder, seconds):
@@ -38,7 +38,7 @@ def download(folder, seconds):
     (folder / "model.txt").write_text("half of ")
     time.sleep(seconds)
     (folder / "model.txt").write_text("whole")
-'''
+"""
 
 
 @pytest.fixture
