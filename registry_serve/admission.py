@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from registry_serve.errors import Draining, RegistryServeError, TooManyRequests
 from registry_serve.models.served import ServedModel
+from registry_serve.rates import RateLimit
 
 
 @dataclass
@@ -36,13 +37,15 @@ class Admission:
 
     Args:
         most: how many may be in at a time.
+        rate: how many are let in per second, if limited.
     """
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, rate: RateLimit | None = None) -> None:
         self.pending = 0
         self.draining = False
         self.counts = Counts()
         self._most = most
+        self._rate = rate
 
     @contextmanager
     def admitted(self) -> Iterator[None]:
@@ -50,12 +53,15 @@ class Admission:
 
         Raises:
             Draining: the replica is shutting down.
+            RateLimited: there were too many within the last second.
             TooManyRequests: there is no room.
         """
         self.counts.requests += 1
         try:
             if self.draining:
                 raise Draining
+            if self._rate is not None:
+                self._rate.take()
             if self.pending >= self._most:
                 raise TooManyRequests(self._most)
             self.pending += 1

@@ -37,6 +37,7 @@ from registry_serve.leases import Lease, VersionState
 from registry_serve.models import LoadedModel, ModelLost
 from registry_serve.models.served import ServedModel
 from registry_serve.policies import BatchPolicy, CachePolicy, Limits
+from registry_serve.rates import RateLimit
 from registry_serve.registry import ModelVersion, Resolver, VersionKey
 from registry_serve.signature import Request, Schema, example_body
 
@@ -77,6 +78,7 @@ class DataPlane:
         cache: how many versions stay loaded.
         batching: when requests are merged.
         limits: what one request may cost.
+        rate_limit: requests that are let in per second; None for any number.
         environment: what is known of a version's requirements and where it runs, ready for JSON.
         on_change: called with its key each time a version has come into another state.
     """
@@ -90,6 +92,7 @@ class DataPlane:
         cache: CachePolicy,
         batching: BatchPolicy,
         limits: Limits,
+        rate_limit: float | None = None,
         environment: Callable[[VersionKey], Mapping[str, Any] | None] = lambda key: None,
         on_change: Callable[[VersionKey, VersionState], None] = lambda key, state: None,
     ) -> None:
@@ -100,7 +103,8 @@ class DataPlane:
         self.place: Mapping[str, str] = {}
         self._load_model = load
         self._environment = environment
-        self._admission = Admission(limits.max_pending_requests)
+        rate = None if rate_limit is None else RateLimit(rate_limit)
+        self._admission = Admission(limits.max_pending_requests, rate)
         self._known = KnownVersions(contract)
         self._loading_since: dict[VersionKey, float] = {}
         self._preloaded: ServedModel | None = None

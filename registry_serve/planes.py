@@ -26,6 +26,7 @@ def handler_plane(
     *,
     batching: BatchPolicy,
     limits: Limits,
+    rate_limit: float | None = None,
     on_change: Callable[[VersionKey, VersionState], None] = lambda key, state: None,
 ) -> DataPlane:
     """Import a handler's class, and return what will serve it; nothing is downloaded or built before it starts.
@@ -35,6 +36,7 @@ def handler_plane(
         name: of its deployment.
         batching: ``"on"`` or ``"off"``, and how much goes together.
         limits: what one request may cost.
+        rate_limit: requests that are let in per second; None for any number.
         on_change: called each time the handler has come into another state.
 
     Raises:
@@ -53,5 +55,6 @@ def handler_plane(
         cache=CachePolicy(max_models=1),
         batching=batching,
         limits=limits,
+        rate_limit=rate_limit,
         on_change=on_change,
     )

@@ -69,7 +69,7 @@ EXAMPLES = {
     "EnvironmentConflict": ("m", "1", [{"requirement": "six==1.16.0", "installed": None}] * 5),
     "TooManyRequests": (5,),
     "VersionOverloaded": (5,),
-    "RateLimited": (2.5,),
+    "RateLimited": (2.5, 1),
     "StreamingUnsupported": ("m", "1"),
     "RegistryUnavailable": ("reading",),
     "VersionLoading": ("m", "1", 1.5),

@@ -1,30 +1,35 @@
 """Model handlers behind MosaicML's front: real handlers, a real data plane, over ASGI."""
 
 import asyncio
+import datetime as dt
 import threading
 import time
 from contextlib import asynccontextmanager
-from typing import Any, TypedDict
+from typing import Annotated, Any, Literal, TypedDict
 
 import httpx
 import pytest
+from pydantic import BaseModel, Field
 
 from registry_serve.downloaders import Download
-from registry_serve.errors import HandlerInvalid
+from registry_serve.errors import ConfigurationError, HandlerInvalid, PredictionTimeout, RateLimited, ReplicaStuck
 from registry_serve.handlers import HandlerSpec, ModelHandlerInterface
 from registry_serve.planes import handler_plane
 from registry_serve.policies import BatchPolicy, Limits
 from registry_serve.protocols.gate import ApiKeys
 from registry_serve.protocols.mosaicml import handler_app
-from registry_serve.protocols.rates import RateLimit
+from registry_serve.rates import RateLimit
 
 
 @asynccontextmanager
-async def served(handler, parameters=None, *, keys=None, rate=None, batching=None, download=None, paths=(), **limits):
+async def served(
+    handler, parameters=None, *, keys=None, rate_limit=None, batching=None, download=None, paths=(), **limits
+):
     spec = HandlerSpec(handler, parameters or {}, download or Download(), paths)
-    plane = handler_plane(spec, "echo", batching=batching or BatchPolicy("on"), limits=Limits(**limits))
+    policy = batching or BatchPolicy("on")
+    plane = handler_plane(spec, "echo", batching=policy, limits=Limits(**limits), rate_limit=rate_limit)
     await plane.start()
-    app = handler_app(plane, "echo", keys, rate)
+    app = handler_app(plane, "echo", keys)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     try:
         async with httpx.AsyncClient(transport=transport, base_url="http://serve.test") as http:
@@ -119,10 +124,52 @@ async def test_the_older_form_of_a_handler_gets_the_body_as_keywords():
             return [inputs["prompt"].encode(), str(sorted(inputs)).encode()]
 
     async with served(Diffusion) as http:
+        refused = await http.post("/predict", json={"self": 1})
+        assert (refused.status_code, refused.json()["errors"][0]["location"]) == (422, ["self"])
         assert await ask(http, {"prompt": "a cat", "seed": 1}) == {"outputs": ["a cat", "['prompt', 'seed']"]}
 
 
+async def test_a_decorated_predict_is_called_like_any_other():
+    def decorated(function):
+        return lambda *args, **kwargs: function(*args, **kwargs)
+
+    class Decorated:
+        @decorated
+        def predict(self, model_requests):
+            return [request["input"] for request in model_requests]
+
+    async with served(Decorated) as http:
+        assert await ask(http, {"inputs": ["a"]}) == {"outputs": ["a"]}
+
+
 # --- batching --------------------------------------------------------------------------------------------------------
+
+
+class InPlace:
+    """Changes what it is given, and fails a batch with a bad input in it."""
+
+    def predict(self, model_requests):
+        time.sleep(0.2 if model_requests[0]["input"]["text"] == "first" else 0)
+        for request in model_requests:
+            request["input"]["text"] = f"query: {request['input']['text']}"
+            request["parameters"]["stop"].append(request["input"]["text"])
+        if any("bad" in request["input"]["text"] for request in model_requests):
+            raise ValueError("no")
+        return [[request["input"]["text"], len(request["parameters"]["stop"])] for request in model_requests]
+
+
+async def test_what_a_handler_changes_in_place_reaches_nobody_else():
+    def body(text):
+        return {"inputs": [{"text": text}], "parameters": {"stop": []}}
+
+    async with served(InPlace) as http:
+        first = asyncio.create_task(ask(http, body("first")))
+        await asyncio.sleep(0.05)
+        good, bad, fine = await asyncio.gather(*(http.post("/predict", json=body(t)) for t in ("good", "bad", "fine")))
+        await first
+    assert good.json() == {"outputs": [["query: good", 1]]}
+    assert fine.json() == {"outputs": [["query: fine", 1]]}
+    assert bad.status_code == 500
 
 
 class Slow:
@@ -200,12 +247,19 @@ async def test_a_handler_lives_in_one_thread():
 
 
 async def test_a_rate_limit_is_told_in_the_words_that_clients_look_for():
-    async with served(Echo, rate=RateLimit(2)) as http:
+    async with served(Echo, rate_limit=2) as http:
         answers = [await http.post("/predict", json={"inputs": ["a"]}) for _ in range(3)]
         assert [answer.status_code for answer in answers] == [200, 200, 429]
         assert answers[2].json()["error"] == "Rate limit exceeded"
         assert answers[2].headers["retry-after"] == "1"
+        assert http.plane.status()["errors"] == {"rate_limit_exceeded": 1}
         assert (await http.get("/ping")).status_code == 200
+
+
+@pytest.mark.parametrize("rate", [0, -1, float("nan"), float("inf")])
+def test_a_rate_that_makes_no_sense_is_refused(rate):
+    with pytest.raises(ConfigurationError, match="rate_limit must be a number greater than 0"):
+        RateLimit(rate)
 
 
 def test_a_rate_limit_fills_up_again():
@@ -213,8 +267,9 @@ def test_a_rate_limit_fills_up_again():
     limit = RateLimit(0.5, clock=lambda: now)
     limit.take()
     now = 1.9
-    with pytest.raises(Exception, match=r"takes 0\.5 requests per second"):
+    with pytest.raises(RateLimited, match=r"takes 0\.5 requests per second") as raised:
         limit.take()
+    assert raised.value.retry_after == 1
     now = 2.1
     limit.take()
 
@@ -283,6 +338,55 @@ async def test_a_piece_that_takes_too_long_ends_the_stream():
         assert '"code":"prediction_timeout"' in lines[1]
 
 
+class Fast:
+    made = 0
+
+    def predict(self, model_requests):
+        return [Fast.made for _ in model_requests]
+
+    def predict_stream(self, input, parameters):
+        for Fast.made in range(input):
+            yield Fast.made
+
+
+async def test_a_model_waits_for_a_client_that_reads_slowly_and_not_for_ever():
+    async with served(Fast, request_timeout_s=0.5) as http:
+        pieces = http.plane.generate(None, b'{"inputs": 100000}')
+        await anext(pieces)
+        await asyncio.sleep(0.3)
+        assert 200 < Fast.made < 400
+        await asyncio.sleep(0.7)  # longer than the model waits for a reader
+        with pytest.raises(PredictionTimeout):
+            async for _ in pieces:
+                pass
+        assert (await ask(http, {"inputs": [1]}))["outputs"][0] < 400
+
+
+class Hanging:
+    def predict(self, model_requests):
+        time.sleep(1.2)
+        return [0 for _ in model_requests]
+
+    def predict_stream(self, input, parameters):
+        for number in range(4):
+            yield number
+            time.sleep(0.4)
+
+
+async def test_a_stream_that_goes_on_is_not_stuck_and_a_call_that_does_not_is():
+    async with served(Hanging, stuck_after_s=0.8, request_timeout_s=0.8) as http:
+        pieces = http.plane.generate(None, b'{"inputs": 1}')
+        await anext(pieces)
+        await asyncio.sleep(1.5)  # nobody reads, the model goes on
+        http.plane.check_health()
+        await pieces.aclose()
+        hanging = asyncio.create_task(http.post("/predict", json={"inputs": [1]}))
+        await asyncio.sleep(1.1)
+        with pytest.raises(ReplicaStuck):
+            http.plane.check_health()
+        await hanging
+
+
 # --- annotations -----------------------------------------------------------------------------------------------------
 
 
@@ -295,21 +399,112 @@ class Typed(TypedDict):
     parameters: Settings
 
 
-class Annotated:
+class Typist:
     def predict(self, model_requests: list[Typed]) -> list[float]:
         return [len(request["input"]) / request["parameters"].get("top_k", 1) for request in model_requests]
 
 
 async def test_what_a_handler_annotates_is_checked_and_documented():
-    async with served(Annotated) as http:
+    async with served(Typist) as http:
         assert await ask(http, {"inputs": ["abcd"], "top_k": 2}) == {"outputs": [2.0]}
         wrong = (await http.post("/predict", json={"inputs": ["a", 5], "parameters": {"top_k": "2"}})).json()
         assert (wrong["status"], wrong["code"]) == (422, "invalid_request")
         assert wrong["detail"] == "inputs[1] must be a valid string (and 1 more)."
+        unknown = await http.post("/predict", json={"inputs": ["a"], "topk": 2})
+        assert unknown.json()["detail"] == "parameters.topk is unknown."
         schemas = (await http.get("/openapi.json")).json()["components"]["schemas"]
         assert schemas["Inputs"]["properties"]["inputs"]["anyOf"][1] == {"type": "string"}
         assert schemas["Inputs"]["properties"]["parameters"]["properties"]["top_k"]["type"] == "integer"
         assert schemas["Outputs"]["properties"]["outputs"]["items"] == {"type": "number"}
+
+
+class Circle(TypedDict):
+    kind: Literal["circle"]
+    radius: float
+
+
+class Square(TypedDict):
+    kind: Literal["square"]
+    side: float
+
+
+class Outputs(BaseModel):
+    area: float
+
+
+class OfShapes(TypedDict):
+    input: list[Annotated[Circle | Square, Field(discriminator="kind")]]
+    parameters: dict[str, Any]
+
+
+class Areas:
+    def predict(self, model_requests: list[OfShapes]) -> list[Outputs]:
+        return [Outputs(area=sum(each["side"] ** 2 for each in request["input"])) for request in model_requests]
+
+
+async def test_an_error_about_a_typed_input_repeats_nothing_of_it():
+    async with served(Areas) as http:
+        assert await ask(http, {"inputs": [[{"kind": "square", "side": 2.0}]]}) == {"outputs": [{"area": 4.0}]}
+        wrong = (await http.post("/predict", json={"inputs": [[{"kind": "SECRET"}]]})).json()
+        assert wrong["detail"] == "inputs[0][0] is of none of the kinds that are known."
+        schemas = (await http.get("/openapi.json")).json()["components"]["schemas"]
+        assert set(schemas["Outputs"]["properties"]) == {"outputs"}
+        assert set(schemas["Outputs"]["properties"]["outputs"]["items"]["properties"]) == {"area"}
+
+
+class OfNumbers(TypedDict):
+    input: list[float]
+    parameters: dict[str, Any]
+
+
+async def test_millions_of_wrong_values_cost_no_more_than_one():
+    class Numbers:
+        def predict(self, model_requests: list[OfNumbers]) -> list[int]:
+            return [len(request["input"]) for request in model_requests]
+
+    async with served(Numbers) as http:
+        answers = await asyncio.gather(
+            http.post("/predict", content=b'{"inputs": [[%b]]}' % b",".join([b'"x"'] * 1_000_000)),
+            http.post("/predict", content=b'{"inputs": [%b]}' % b",".join([b'"x"'] * 300_000)),
+        )
+        assert [answer.status_code for answer in answers] == [422, 422]
+        assert [len(answer.json()["errors"]) for answer in answers] == [1, 20]
+
+
+async def test_annotations_that_make_no_sense_say_nothing():
+    class Odd:
+        def predict(self, model_requests: "list of dicts") -> "list[np.ndarrray]":  # noqa: F722, F821
+            return [1 for _ in model_requests]
+
+    async with served(Odd) as http:
+        assert await ask(http, {"inputs": ["a"]}) == {"outputs": [1]}
+
+
+async def test_equal_parameters_share_a_call_whatever_they_are_made_into():
+    class Dated(TypedDict):
+        day: dt.date
+
+    class OfDays(TypedDict):
+        input: str
+        parameters: Dated
+
+    class Days:
+        calls = 0
+
+        def predict(self, model_requests: list[OfDays]) -> list[str]:
+            Days.calls += 1
+            time.sleep(0.2 if Days.calls == 1 else 0)
+            return [f"{request['parameters']['day']:%d}" for request in model_requests]
+
+    Days.predict.__annotations__["model_requests"] = list[OfDays]
+    async with served(Days) as http:
+        body = {"inputs": ["a"], "day": "2026-11-21"}
+        first = asyncio.create_task(ask(http, body))
+        await asyncio.sleep(0.05)
+        answers = await asyncio.gather(*(ask(http, body) for _ in range(5)))
+        await first
+    assert answers == [{"outputs": ["21"]}] * 5
+    assert Days.calls == 2
 
 
 async def test_dicts_of_anything_say_nothing():
@@ -330,6 +525,16 @@ class NoPredict:
 
 class Coroutine:
     async def predict(self, model_requests):
+        return []
+
+
+class AsyncStream(HelloWorld):
+    async def predict_stream(self, **request):
+        yield 1
+
+
+class Misspelt(ModelHandlerInterface):
+    def predcit(self, model_requests):
         return []
 
 
@@ -358,7 +563,9 @@ HERE = __name__
     ("handler", "parameters", "told"),
     [
         (f"{HERE}.NoPredict", {}, "the class NoPredict has no method predict(self, model_requests)"),
-        (f"{HERE}.Coroutine", {}, "Coroutine.predict is a coroutine; it is called in a thread: drop 'async'"),
+        (f"{HERE}.Coroutine", {}, "Coroutine.predict is called in a thread: drop 'async'"),
+        (f"{HERE}.AsyncStream", {}, "AsyncStream.predict_stream is called in a thread: drop 'async'"),
+        (f"{HERE}.Misspelt", {}, "the class Misspelt does not define predict(self, model_requests)"),
         (f"{HERE}.TwoArguments", {}, "TwoArguments.predict takes more than the list of model_requests"),
         (f"{HERE}.Nothing", {}, "Nothing.predict takes no argument for the list of model_requests"),
         (f"{HERE}.Missing", {}, f"the module '{HERE}' has no class 'Missing'"),

@@ -49,7 +49,7 @@ class Shout:
         assert threading.get_ident() == self.thread
         return [each["input"].upper() + self.punctuation for each in model_requests]
 
-    def predict_stream(self, input, parameters):  # noqa: A002
+    def predict_stream(self, input, parameters):
         for letter in input:
             if letter == parameters.get("stop"):
                 raise ValueError("a secret")

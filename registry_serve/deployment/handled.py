@@ -107,10 +107,15 @@ class ServedHandler:
         """Import the handler's class, and put the data plane together."""
         replica = self.replica
         return handler_plane(
-            self.spec, replica.name, batching=replica.batching, limits=replica.limits, on_change=on_change
+            self.spec,
+            replica.name,
+            batching=replica.batching,
+            limits=replica.limits,
+            rate_limit=replica.rate_limit,
+            on_change=on_change,
         )
 
     def web(self, plane: DataPlane) -> ASGIApp:
         """Return the front of MosaicML's clients."""
         replica = self.replica
-        return handler_app(plane, replica.title, replica.keys(), replica.rate(), behind_serve=True)
+        return handler_app(plane, replica.title, replica.keys(), behind_serve=True)

@@ -175,6 +175,7 @@ class RegisteredModel:
             cache=self.replica.cache,
             batching=self.replica.batching,
             limits=self.replica.limits,
+            rate_limit=self.replica.rate_limit,
             environment=loader.describe,
             on_change=on_change,
         )
@@ -182,7 +183,7 @@ class RegisteredModel:
     def web(self, plane: DataPlane) -> ASGIApp:
         """Return the native front."""
         replica = self.replica
-        return native_app(plane, replica.title, replica.keys(), replica.rate(), behind_serve=True)
+        return native_app(plane, replica.title, replica.keys(), behind_serve=True)
 
 
 def _confirm_default(registry: Registry, default: ModelVersion) -> None:

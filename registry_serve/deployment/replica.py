@@ -21,7 +21,7 @@ from registry_serve.logs import log_where_serve_does
 from registry_serve.metrics import Metrics
 from registry_serve.policies import BatchPolicy, CachePolicy, Limits
 from registry_serve.protocols.gate import ApiKeys
-from registry_serve.protocols.rates import RateLimit
+from registry_serve.rates import RateLimit
 from registry_serve.registry import VersionKey
 from registry_serve.resources import Resources, require_where_ray_runs, use_assigned_device
 
@@ -61,7 +61,9 @@ class Replica:
     api_key_file: str | None = None
 
     def __post_init__(self) -> None:
-        """Read the keys once here, where somebody sees what is wrong with them."""
+        """Look at the keys and the rate once here, where somebody sees what is wrong with them."""
+        if self.rate_limit is not None:
+            RateLimit(self.rate_limit)
         if self.api_key_file is not None:
             object.__setattr__(self, "api_key_file", str(Path(self.api_key_file).absolute()))
             self.keys()
@@ -73,10 +75,6 @@ class Replica:
             ConfigurationError: the file cannot be read, or holds no key.
         """
         return None if self.api_key_file is None else ApiKeys.read(self.api_key_file)
-
-    def rate(self) -> RateLimit | None:
-        """Return the limit of one replica."""
-        return None if self.rate_limit is None else RateLimit(self.rate_limit)
 
 
 class Served(Protocol):

@@ -9,7 +9,7 @@
     │   ├── DeploymentFileInvalid         a deployment file has a mistake, with its line
     │   ├── DeploymentNotFound            no deployment has that name
     │   └── ResourcesMissing              the cluster has not the GPUs that are asked for
-    ├── EndpointFailed                    a deployment that was asked over HTTP did not answer (told by the command line)
+    ├── EndpointFailed                    a deployment asked over HTTP did not answer (told by the command line)
     ├── WarmUpFailed                      the default version cannot answer its own input example
     ├── ReplicaStuck                      a model has not come back for too long (told to Ray, not to clients)
     ├── MalformedJSON              400    the body is not JSON

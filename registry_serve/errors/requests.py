@@ -206,14 +206,18 @@ class VersionOverloaded(TooManyRequests):
 
 
 class RateLimited(RegistryServeError):
-    """``limit`` is how many requests a second a replica takes."""
+    """``limit`` is how many requests a second a replica takes, ``seconds`` after how many it takes the next."""
 
     status = 429
     code = "rate_limit_exceeded"
     title = "Rate limit exceeded"
-    retry_after = 1
-    fields = ("limit",)
+    fields = ("limit", "seconds")
     sentence = "A replica of this deployment takes {limit:g} requests per second. Try again shortly."
+
+    @property
+    def retry_after(self) -> int:  # type: ignore[override]
+        """Seconds until the next is let in."""
+        return int(self.given["seconds"])
 
     @property
     def members(self) -> Mapping[str, Any]:

@@ -1,8 +1,8 @@
 """What a handler's annotations say about its requests and its answers.
 
-A handler may say what it takes: an annotation ``list[T]`` on the list of requests, where ``T`` has members ``input``
-and ``parameters`` (a ``TypedDict``, a dataclass, a pydantic model), and ``list[U]`` on what it returns. Requests are
-then checked against them, and the documentation shows them. ``dict`` and ``Any`` say nothing.
+A handler may say what it takes: an annotation ``list[T]`` on the list of requests, where ``T`` is a ``TypedDict`` with
+members ``input`` and ``parameters``, and ``list[U]`` on what it returns. Requests are then checked against them, and
+the documentation shows them. ``dict`` and ``Any`` say nothing.
 """
 
 from __future__ import annotations
@@ -12,12 +12,15 @@ import logging
 import types
 import typing
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import typing_extensions
-from pydantic import PydanticSchemaGenerationError, PydanticUserError, TypeAdapter
+from pydantic import ConfigDict, FailFast, TypeAdapter
 
 logger = logging.getLogger(__name__)
+
+#: Of a list with a million wrong items, one is told.
+_LISTS = (list, set, frozenset)
 
 
 @dataclass(frozen=True)
@@ -44,11 +47,12 @@ def annotations_of(handler: type, *, takes_body: bool) -> Annotations:
         hints = typing.get_type_hints(predict, include_extras=True)
         names = [name for name in inspect.signature(predict).parameters if name not in ("self", "cls")]
         request = _item(hints.get(names[0]) if names else None)
-        members = {} if request is None else typing.get_type_hints(request, include_extras=True)
+        said = typing_extensions.is_typeddict(request)
+        members = typing.get_type_hints(request, include_extras=True) if said else {}
         return Annotations(
             _adapter(members.get("input")), _adapter(members.get("parameters")), _adapter(_item(hints.get("return")))
         )
-    except (NameError, TypeError, PydanticSchemaGenerationError, PydanticUserError) as error:
+    except Exception as error:  # noqa: BLE001 - evaluating what somebody wrote may raise anything
         logger.warning("The annotations of %s.predict are not used: %s", handler.__name__, error)
         return Annotations()
 
@@ -62,22 +66,28 @@ def _item(annotation: Any) -> Any | None:
 
 
 def _adapter(annotation: Any) -> TypeAdapter[Any] | None:
-    return None if annotation is None or annotation is Any else TypeAdapter(_readable(annotation))
+    if annotation is None or annotation is Any:
+        return None
+    adapter: TypeAdapter[Any] = TypeAdapter(_readable(annotation))
+    adapter.json_schema()  # what has none is found here, and not by the documentation
+    return adapter
 
 
 def _readable(annotation: Any) -> Any:
     """Return a type with each ``TypedDict`` in it in the form that pydantic can read before Python 3.12."""
     if not typing_extensions.is_typeddict(annotation):
-        arguments = typing.get_args(annotation)
+        arguments, origin = typing.get_args(annotation), typing.get_origin(annotation)
         readable = tuple(_readable(each) for each in arguments)
-        if readable == arguments:
-            return annotation
-        origin = typing.get_origin(annotation)
-        return typing.Union[readable] if origin is types.UnionType else origin[readable]  # noqa: UP007
+        if readable != arguments:
+            annotation = typing.Union[readable] if origin is types.UnionType else origin[readable]  # noqa: UP007
+        return Annotated[annotation, FailFast()] if origin in _LISTS else annotation
     members = typing.get_type_hints(annotation, include_extras=True)
     optional = annotation.__optional_keys__
     fields = {
         name: typing_extensions.NotRequired[_readable(member)] if name in optional else _readable(member)
         for name, member in members.items()
     }
-    return typing_extensions.TypedDict(annotation.__name__, fields)  # type: ignore[operator]
+    make: Any = typing_extensions.TypedDict
+    made = make(annotation.__name__, fields)
+    made.__pydantic_config__ = getattr(annotation, "__pydantic_config__", ConfigDict(extra="forbid"))
+    return made

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from typing import Any, Protocol
 
 from registry_serve.errors import HandlerInvalid
+from registry_serve.handlers.interface import ModelHandlerInterface
 
 
 class Handler(Protocol):
@@ -31,13 +33,18 @@ def takes_body(handler: type, name: str) -> bool:
     predict = getattr(handler, "predict", None)
     if not callable(predict):
         raise HandlerInvalid(name, f"the class {handler.__name__} has no method predict(self, model_requests)")
-    if inspect.iscoroutinefunction(predict):
-        raise HandlerInvalid(name, f"{handler.__name__}.predict is a coroutine; it is called in a thread: drop 'async'")
+    if predict is ModelHandlerInterface.predict:
+        raise HandlerInvalid(name, f"the class {handler.__name__} does not define predict(self, model_requests)")
+    for method in ("predict", "predict_stream"):
+        asked = getattr(handler, method, None)
+        if inspect.iscoroutinefunction(asked) or inspect.isasyncgenfunction(asked):
+            raise HandlerInvalid(name, f"{handler.__name__}.{method} is called in a thread: drop 'async'")
     # Bound like a method, so that a static or a class method counts the same.
     parameters = list(inspect.signature(predict).parameters.values())
-    if inspect.isfunction(inspect.getattr_static(handler, "predict")):
-        parameters = parameters[1:]
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    bound = inspect.isfunction(inspect.getattr_static(handler, "predict"))
+    if bound and parameters and parameters[0].kind in positional:
+        parameters = parameters[1:]
     several = inspect.Parameter.VAR_POSITIONAL
     required = [each for each in parameters if each.kind in positional and each.default is inspect.Parameter.empty]
     if len(required) > 1 or any(
@@ -57,20 +64,20 @@ def streams(handler: type) -> bool:
 
 
 def answer_batch(handler: Handler, inputs: Sequence[Any], parameters: Mapping[str, Any] | None) -> Any:
-    """Call a handler with a batch; each request has parameters of its own, since handlers change them in place."""
+    """Call a handler with a batch. Each request is a copy: handlers change what they are given."""
     return handler.predict([_request(each, parameters) for each in inputs])
 
 
 def answer_body(handler: Handler, body: Mapping[str, Any]) -> Any:
     """Call a handler of the older form."""
-    return handler.predict(**body)
+    return handler.predict(**deepcopy(dict(body)))
 
 
 def answer_piecewise(handler: Any, given: Any, parameters: Mapping[str, Any] | None, *, body: bool) -> Iterator[Any]:
     """Call a handler's ``predict_stream`` with one request, as keywords."""
-    pieces: Iterator[Any] = handler.predict_stream(**(given if body else _request(given, parameters)))
+    pieces: Iterator[Any] = handler.predict_stream(**(deepcopy(given) if body else _request(given, parameters)))
     return pieces
 
 
 def _request(given: Any, parameters: Mapping[str, Any] | None) -> dict[str, Any]:
-    return {"input": given, "parameters": dict(parameters or {})}
+    return {"input": deepcopy(given), "parameters": deepcopy(parameters) if parameters else {}}

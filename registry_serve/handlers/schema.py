@@ -6,16 +6,27 @@ import json
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from pydantic import TypeAdapter, ValidationError
-from pydantic_core import to_json
+from pydantic_core import ErrorDetails, to_json
 
 from registry_serve.errors import InvalidRequest
 from registry_serve.handlers.annotations import annotations_of
 from registry_serve.handlers.calls import takes_body
-from registry_serve.signature import AnswerInvalid, Place, Request, decode, fault, plain
+from registry_serve.signature import AnswerInvalid, Place, Request, decode, fault, located, plain
 
 _INPUT_KEYS = ("inputs", "input_strings")
 _PARAMETERS = "parameters"
+#: Requests with longer parameters are not compared with others.
+_LONGEST_KEY = 10_000
+_MOST_FAULTS = 1000
+#: What is said otherwise than pydantic says it: it would quote the value, or speak of its own models.
+_SENTENCES = {
+    "missing": "is required",
+    "extra_forbidden": "is unknown",
+    "union_tag_invalid": "is of none of the kinds that are known",
+    "union_tag_not_found": "does not say of which kind it is",
+}
 
 
 class HandlerSchema:
@@ -50,6 +61,8 @@ class HandlerSchema:
         if not isinstance(value, dict):
             raise fault((), 'must be an object {"inputs": [...]}')
         if self.takes_body:
+            if "self" in value:
+                raise fault(("self",), "is no name that a handler can be given")
             return Request([value], None, 1)
         return self.check_inputs(*inputs_and_parameters(value))
 
@@ -78,6 +91,8 @@ class HandlerSchema:
                 rows.append(_checked(annotations.input, each, ("inputs", place)))
             except InvalidRequest as error:
                 wrong.append(error)
+                if len(wrong) == InvalidRequest.MOST_ERRORS:
+                    raise InvalidRequest.together(wrong, complete=False) from None
         given: Any = dict(parameters)
         try:
             given = _checked(annotations.parameters, given, (_PARAMETERS,))
@@ -85,21 +100,16 @@ class HandlerSchema:
             wrong.append(error)
         if wrong:
             raise InvalidRequest.together(wrong)
-        return Request(rows, given, len(rows))
+        return Request(rows, given, len(rows), group=_key(parameters))
 
     def group(self, request: Request) -> Hashable | None:
         """Return a key: requests with equal parameters may share a call, the bodies of the older form never."""
-        if self.takes_body:
-            return None
-        try:
-            return json.dumps(request.params, sort_keys=True)
-        except (TypeError, ValueError):
-            return None
+        return request.group
 
     def merge(self, requests: Sequence[Request]) -> Request:
         """Return one request with the inputs of several, in their order."""
         rows = [row for request in requests for row in request.rows]
-        return Request(rows, requests[0].params, len(rows))
+        return Request(rows, requests[0].params, len(rows), group=requests[0].group)
 
     def data(self, request: Request) -> Any:
         """Return the inputs, or the body for a handler of the older form."""
@@ -145,6 +155,15 @@ def inputs_and_parameters(body: Mapping[str, Any]) -> tuple[list[Any], dict[str,
     return inputs if isinstance(inputs, list) else [inputs], {**(parameters or {}), **beside}
 
 
+def _key(parameters: Mapping[str, Any]) -> str | None:
+    """Return a text that equal parameters share; None where they are too long to be compared, or no JSON."""
+    try:
+        key = json.dumps(parameters, sort_keys=True)
+    except (TypeError, ValueError):
+        return None
+    return key if len(key) <= _LONGEST_KEY else None
+
+
 def _checked(adapter: TypeAdapter[Any] | None, value: Any, place: Place) -> Any:
     if adapter is None:
         return value
@@ -152,23 +171,26 @@ def _checked(adapter: TypeAdapter[Any] | None, value: Any, place: Place) -> Any:
         # As JSON: a strict check of Python values would take no string for a date.
         return adapter.validate_json(to_json(value), strict=True)
     except ValidationError as error:
-        faults = [
-            {"location": [*place, *each["loc"]], "message": _sentence(each["msg"])}
-            for each in error.errors(include_url=False, include_context=False, include_input=False)
-        ]
-        raise InvalidRequest(faults) from None
+        if error.error_count() > _MOST_FAULTS:  # telling them all would take seconds
+            raise InvalidRequest([located(place, "does not fit, in very many places")], None) from None
+        faults = error.errors(include_url=False, include_context=False, include_input=False)
+        raise InvalidRequest([located((*place, *each["loc"]), _sentence(each)) for each in faults]) from None
 
 
-def _sentence(message: str) -> str:
+def _sentence(error: ErrorDetails) -> str:
     """Turn what pydantic says, 'Input should be a valid string', into what follows a place."""
-    return message.replace("Input should", "must").replace("Field required", "is required").rstrip(".")
+    said = _SENTENCES.get(error["type"])
+    return said or error["msg"].replace("Input should", "must").rstrip(".")
 
 
 def _decoded(value: Any) -> Any:
-    if isinstance(value, bytes):
+    """Make text of the bytes in a value."""
+    if isinstance(value, (bytes, bytearray)):
         return value.decode()
     if isinstance(value, Mapping):
-        return {key: _decoded(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
+        return {_decoded(key): _decoded(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
         return [_decoded(item) for item in value]
+    if isinstance(value, np.ndarray) and value.dtype.kind in "SO":
+        return _decoded(value.tolist())
     return value

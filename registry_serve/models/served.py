@@ -131,13 +131,12 @@ class ServedModel:
         """
         if not isinstance(self._model, StreamingModel):
             raise StreamingUnsupported(self.version.model, self.version.number)
-        stream = Stream()
+        stream = Stream(self._batcher.progressed, timeout_s)
         call = _Call(request, hold, stream.emit)
         answering = asyncio.ensure_future(self._batcher.submit(call, rows=request.count))
         answering.add_done_callback(lambda _: stream.end())
         try:
-            async for piece in stream.pieces(timeout_s):
-                self._batcher.progressed()
+            async for piece in stream.pieces():
                 yield piece
             await answering
         finally:
@@ -245,7 +244,7 @@ class ServedModel:
             answered = self._answer(waiting.item.request)
             self._compare(answered)
             return to_json(answered)
-        except (RegistryServeError, ModelLost) as error:
+        except (RegistryServeError, ModelLost, TimeoutError) as error:
             return error
         except BaseException as error:  # noqa: BLE001 - one answer that cannot be told must not fail the others
             failed = PredictionFailed(name, number, "answered something that has no JSON form")
@@ -259,7 +258,9 @@ class ServedModel:
             with closing(self._model.stream(self.schema.data(request), request.params)) as pieces:
                 for piece in pieces:
                     emit(to_json(self.schema.answer([piece], 1)[0]))
-        except (RegistryServeError, Stopped):
+        except Stopped:
+            raise TimeoutError from None  # told to a client that reads too slowly, if it ever reads on
+        except RegistryServeError:
             raise
         except BaseException as error:
             raise PredictionFailed(self.version.model, self.version.number, "raised an error") from error

@@ -8,48 +8,65 @@ from collections.abc import AsyncIterator, Callable
 
 Emit = Callable[[bytes], None]
 
+#: Pieces that may wait for a slow client; then the model waits.
+_MOST_WAITING = 256
+
 
 class Stopped(Exception):
     """Nobody listens any more."""
 
 
 class Stream:
-    """The pieces of one answer on their way. Made on the event loop that reads them."""
+    """The pieces of one answer on their way. Made on the event loop that reads them.
 
-    def __init__(self) -> None:
+    Args:
+        on_piece: called on the event loop whenever the model has made a piece.
+        timeout_s: how long the reader waits for a piece, and the model for a reader that has too many; None for ever.
+    """
+
+    def __init__(self, on_piece: Callable[[], None], timeout_s: float | None) -> None:
+        self._on_piece = on_piece
+        self._timeout_s = timeout_s
         self._loop = asyncio.get_running_loop()
         self._pieces: asyncio.Queue[bytes | None] = asyncio.Queue()
+        self._room = threading.Semaphore(_MOST_WAITING)
         self._stopped = threading.Event()
 
     def emit(self, piece: bytes) -> None:
         """Send a piece. Called from the model's thread.
 
         Raises:
-            Stopped: nobody listens any more.
+            Stopped: nobody listens any more, or too slowly.
         """
-        if self._stopped.is_set():
+        if not self._room.acquire(timeout=self._timeout_s) or self._stopped.is_set():
             raise Stopped
-        self._loop.call_soon_threadsafe(self._pieces.put_nowait, piece)
+        self._loop.call_soon_threadsafe(self._arrive, piece)
 
     def end(self) -> None:
         """Say that there will be no more pieces."""
         self._pieces.put_nowait(None)
 
     def stop(self) -> None:
-        """Let the next ``emit`` raise."""
+        """Let the next ``emit``, or the one that waits, raise."""
         self._stopped.set()
+        self._room.release()
 
-    async def pieces(self, timeout_s: float | None) -> AsyncIterator[bytes]:
+    async def pieces(self) -> AsyncIterator[bytes]:
         """Give the pieces as they come.
 
         Raises:
-            TimeoutError: one took longer than ``timeout_s``.
+            TimeoutError: one takes too long.
         """
         while True:
             try:
-                piece = await asyncio.wait_for(self._pieces.get(), timeout_s)
+                piece = await asyncio.wait_for(self._pieces.get(), self._timeout_s)
             except asyncio.TimeoutError:  # before Python 3.11 another class than the built-in one
                 raise TimeoutError from None
             if piece is None:
                 return
+            self._room.release()
             yield piece
+
+    def _arrive(self, piece: bytes) -> None:
+        self._on_piece()
+        self._pieces.put_nowait(piece)

@@ -18,7 +18,6 @@ from registry_serve.dataplane import DataPlane
 from registry_serve.errors import RegistryServeError
 from registry_serve.protocols.gate import ApiKeys, Gate
 from registry_serve.protocols.problems import problem
-from registry_serve.protocols.rates import RateLimit
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 #: Finds what answers a ``POST`` to a path, and the path's parameters.
@@ -40,7 +39,6 @@ class Front:
         paths: all paths that it finds one for.
         described: the OpenAPI document.
         keys: keys that clients must send one of, if any.
-        rate: how many predictions a second are let in, if limited.
         behind_serve: Ray Serve puts the request id on every answer itself.
     """
 
@@ -52,11 +50,9 @@ class Front:
         described: Mapping[str, Any],
         *,
         keys: ApiKeys | None = None,
-        rate: RateLimit | None = None,
         behind_serve: bool = False,
     ) -> None:
         self._find = find
-        self._rate = rate
         self._pages = _pages(plane, described)
         # First, since Ray looks for the route of every request, in order, to label its metrics with it.
         self._pages.router.routes[:0] = [
@@ -76,8 +72,6 @@ class Front:
         if scope["type"] == "http" and scope["method"] == "POST":
             found = self._find(scope["path"].removeprefix(scope.get("root_path", "")))
             if found is not None:
-                if self._rate is not None:
-                    self._rate.take()
                 endpoint, scope["path_params"] = found
                 await endpoint(scope, receive, send)
                 return

@@ -12,7 +12,8 @@ from registry_serve.handlers.annotations import Annotations
 from registry_serve.protocols.openapi import PROBLEM, pages, problems, ref, with_security
 from registry_serve.version import __version__
 
-_SCHEMAS = "#/components/schemas/{model}"
+#: Where the classes of a handler are described: beside ours, under names of their own.
+_SCHEMAS = "#/components/schemas/"
 
 
 def document(contract: HandlerContract, title: str, *, with_keys: bool) -> dict[str, Any]:
@@ -73,16 +74,16 @@ def schemas(schema: HandlerSchema | None = None) -> dict[str, Any]:
         return {"Inputs": {"type": "object"}, "Outputs": _outputs({})}
     annotations = Annotations() if schema is None else schema.annotations
     definitions: dict[str, Any] = {}
-    one = _json(annotations.input, definitions)
+    one = _json("Input", annotations.input, definitions)
     inputs = {
         "type": "object",
         "properties": {
             "inputs": {"anyOf": [{"type": "array", "items": one, "minItems": 1}, one]},
-            "parameters": _json(annotations.parameters, definitions) or {"type": "object"},
+            "parameters": _json("Parameters", annotations.parameters, definitions) or {"type": "object"},
         },
         "required": ["inputs"],
     }
-    return {"Inputs": inputs, "Outputs": _outputs(_json(annotations.output, definitions)), **definitions}
+    return {"Inputs": inputs, "Outputs": _outputs(_json("Output", annotations.output, definitions)), **definitions}
 
 
 def _outputs(one: dict[str, Any]) -> dict[str, Any]:
@@ -90,9 +91,9 @@ def _outputs(one: dict[str, Any]) -> dict[str, Any]:
     return {"type": "object", "properties": outputs, "required": ["outputs"]}
 
 
-def _json(adapter: TypeAdapter[Any] | None, definitions: dict[str, Any]) -> dict[str, Any]:
+def _json(what: str, adapter: TypeAdapter[Any] | None, definitions: dict[str, Any]) -> dict[str, Any]:
     if adapter is None:
         return {}
-    found = adapter.json_schema(ref_template=_SCHEMAS)
-    definitions.update(found.pop("$defs", {}))
+    found = adapter.json_schema(ref_template=f"{_SCHEMAS}{what}.{{model}}")
+    definitions.update({f"{what}.{name}": each for name, each in found.pop("$defs", {}).items()})
     return found

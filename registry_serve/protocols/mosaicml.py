@@ -27,7 +27,6 @@ from registry_serve.protocols.gate import ApiKeys
 from registry_serve.protocols.handler_openapi import document
 from registry_serve.protocols.prediction import read_body, requested_version
 from registry_serve.protocols.problems import log_server_error
-from registry_serve.protocols.rates import RateLimit
 from registry_serve.signature import Request, Schema, decode, fault
 
 
@@ -35,7 +34,6 @@ def handler_app(
     plane: DataPlane,
     title: str,
     keys: ApiKeys | None = None,
-    rate: RateLimit | None = None,
     *,
     behind_serve: bool = False,
 ) -> Front:
@@ -45,13 +43,12 @@ def handler_app(
         plane: answers the requests.
         title: shown in the documentation.
         keys: keys that clients must send one of, if any.
-        rate: how many predictions a second are let in, if limited.
         behind_serve: Ray Serve puts the request id on every answer itself.
     """
     assert isinstance(plane.contract, HandlerContract)
     paths = endpoints(plane)
     described = document(plane.contract, title, with_keys=keys is not None)
-    return Front(plane, partial(find, paths), paths, described, keys=keys, rate=rate, behind_serve=behind_serve)
+    return Front(plane, partial(find, paths), paths, described, keys=keys, behind_serve=behind_serve)
 
 
 def endpoints(plane: DataPlane) -> dict[str, ASGIApp]:
@@ -122,7 +119,7 @@ class PredictStream:
                 log_server_error(error, scope["state"]["request_id"])
                 await _line(send, to_json({"error": error.detail, "code": error.code}))
             if not started:
-                await _start(send, Answer(self._plane.contract.default.number, b""), b"application/x-ndjson")
+                await _start(send, None, b"application/x-ndjson")
         await send({"type": "http.response.body", "body": b""})
 
 
@@ -136,8 +133,10 @@ def _request(schema: Schema, body: bytes) -> Request:
     return schema.check_inputs(*inputs_and_parameters(value))
 
 
-async def _start(send: Send, answer: Answer, media_type: bytes, length: int | None = None) -> None:
-    headers = [(b"content-type", media_type), (b"serve-model-version", answer.version.encode())]
+async def _start(send: Send, answer: Answer | None, media_type: bytes, length: int | None = None) -> None:
+    headers = [(b"content-type", media_type)]
+    if answer is not None:
+        headers.append((b"serve-model-version", answer.version.encode()))
     if length is not None:
         headers.append((b"content-length", b"%d" % length))
     await send({"type": "http.response.start", "status": 200, "headers": headers})

@@ -16,7 +16,6 @@ from registry_serve.protocols.gate import ApiKeys
 from registry_serve.protocols.handler_openapi import predictions, schemas
 from registry_serve.protocols.openapi import document
 from registry_serve.protocols.prediction import Prediction
-from registry_serve.protocols.rates import RateLimit
 
 _PREDICTION_PATH = re.compile(r"(?:/versions/(?P<version>[^/]+))?/serve/?")
 
@@ -25,7 +24,6 @@ def native_app(
     plane: DataPlane,
     title: str,
     keys: ApiKeys | None = None,
-    rate: RateLimit | None = None,
     *,
     behind_serve: bool = False,
 ) -> Front:
@@ -44,7 +42,6 @@ def native_app(
         plane: answers the requests.
         title: shown in the documentation.
         keys: keys that clients must send one of, if any.
-        rate: how many predictions a second are let in, if limited.
         behind_serve: Ray Serve puts the request id on every answer itself.
     """
     assert isinstance(plane.contract, Contract)
@@ -58,4 +55,4 @@ def native_app(
     described = document(plane.contract, title, with_keys=keys is not None)
     described["paths"] |= predictions()
     described["components"]["schemas"] |= schemas()
-    return Front(plane, find, paths, described, keys=keys, rate=rate, behind_serve=behind_serve)
+    return Front(plane, find, paths, described, keys=keys, behind_serve=behind_serve)

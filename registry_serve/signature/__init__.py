@@ -4,7 +4,7 @@ from registry_serve.signature.answers import answer, declared_answer_json, misma
 from registry_serve.signature.compatibility import Compatibility, Difference, differences
 from registry_serve.signature.examples import example_body
 from registry_serve.signature.requests import AnswerInvalid, Request, Schema
-from registry_serve.signature.rows import Place, fault
+from registry_serve.signature.rows import Place, fault, located
 from registry_serve.signature.schema import RequestSchema, decode
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "differences",
     "example_body",
     "fault",
+    "located",
     "mismatch",
     "plain",
 ]

@@ -16,12 +16,14 @@ class Request:
         params: given params, or None where the body has none.
         count: number of rows; for tensors, the length of the first dimension.
         size_bytes: of the body it came in; 0 where it did not come in one.
+        group: its group key, where its schema finds that out with the check.
     """
 
     rows: list[Any]
     params: dict[str, Any] | None
     count: int
     size_bytes: int = 0
+    group: Hashable | None = None
 
 
 class AnswerInvalid(ValueError):

@@ -108,7 +108,11 @@ class RequestSchema:
             # Where the column itself holds objects, an object is a value of it and no row.
             holds_objects = "object" in self.row_json["properties"][name].get("type", "object")
             inputs = [each if isinstance(each, dict) and not holds_objects else {name: each} for each in inputs]
-        return self.check_call(list(inputs), parameters or None)
+        if isinstance(self.inputs, NoInputs):
+            raise fault(("inputs",), "cannot be sent: this model has params only, and is asked at /serve")
+        # The arrays of all rows are one object.
+        arrays = isinstance(self.inputs, Tensors) and len(inputs) == 1 and isinstance(inputs[0], dict)
+        return self.check_call(inputs[0] if arrays else list(inputs), parameters or None)
 
     def data(self, request: Request) -> Any:
         """Return what the model's ``predict`` is given."""
