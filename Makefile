@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Processes that test at the same time, each with a Ray cluster of its own.
+WORKERS ?= 2
 INSTALLED := $(VENV)/.installed
 
 .PHONY: help demo test lint unit install clean
@@ -18,10 +20,10 @@ demo: $(INSTALLED)
 	$(BIN)/registry-serve demo --serve
 
 test: lint chromium
-	$(BIN)/python -m pytest --cov --cov-report=term
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --cov --cov-report=term
 
 unit: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not cluster"
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not cluster"
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .

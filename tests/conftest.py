@@ -108,7 +108,7 @@ class Cluster:
 
 @pytest.fixture(scope="session")
 def cluster():
-    """One small cluster for the whole run."""
+    """One small cluster for the whole run, or for each process of it."""
     os.environ["RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S"] = "0"
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ["RUNTIME_ENV_RETRY_TIMES"] = "1"  # an environment that cannot be made is not tried for a minute
@@ -117,6 +117,7 @@ def cluster():
 
     port, dashboard = free_port(), free_port()
     context = ray.init(
+        address="local",
         num_cpus=4,
         include_dashboard=True,
         dashboard_host="127.0.0.1",
