@@ -22,12 +22,11 @@ from registry_serve.errors import (
     StreamingUnsupported,
 )
 from registry_serve.models import LoadedModel, ModelLost, RefusedByModel, StreamingModel
-from registry_serve.models.independence import dependence
-from registry_serve.models.merging import Merging
+from registry_serve.models.merging import Merging, find_out
 from registry_serve.models.streams import Emit, Stopped, Stream
 from registry_serve.policies import BatchPolicy
 from registry_serve.registry import ModelVersion
-from registry_serve.signature import AnswerInvalid, Request, Schema, example_body, mismatch
+from registry_serve.signature import AnswerInvalid, Request, Schema, mismatch
 
 logger = logging.getLogger(__name__)
 
@@ -185,27 +184,12 @@ class ServedModel:
 
     def _load(self, load: Callable[[ModelVersion], LoadedModel], known: Merging | None) -> None:
         self._model = load(self.version)
-        self.merging = known or self._find_out()
+        self.merging = known or find_out(self.version, self.schema, self._policy, self._answer)
 
     def _close(self) -> None:
         model, self._model = self._model, None
         if model is not None:
             model.close()
-
-    def _find_out(self) -> Merging:
-        if self._policy.mode == "off":
-            return Merging(frozenset(), "batching is switched off")
-        if self._policy.mode == "on":
-            return Merging(None)
-        body = example_body(self.version.card.input_example, self.schema)
-        if body is None:
-            return Merging(frozenset(), "it has no input example to try it with")
-        example = self.schema.check(body)
-        # Requests with params that were not tried might make the rows depend on each other.
-        tried = [example] if example.params is None else [Request(example.rows, None, example.count), example]
-        reasons = {self.schema.group(each): dependence(self.schema, each, self._answer) for each in tried}
-        groups = frozenset(group for group, reason in reasons.items() if reason is None)
-        return Merging(groups, next(filter(None, reasons.values()), None))
 
     def _compute(self, batch: Sequence[Waiting[_Call, bytes]]) -> Sequence[bytes | BaseException]:
         if len(batch) == 1:
