@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -23,7 +24,9 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from registry_serve.downloaders import Download
 from registry_serve.errors import HandlerInvalid, InvalidRequest
+from registry_serve.handlers import HandlerSpec, build
 from registry_serve.handlers.huggingface import HuggingFaceHandler
 from registry_serve.handlers.huggingface.parameters import GenerationParameters
 from registry_serve.handlers.huggingface.pieces import before_stop
@@ -400,6 +403,17 @@ def test_a_conversation_that_its_template_refuses_is_the_callers_fault(llama, tm
     assert "roles" in fault["message"]
 
 
+def test_messages_without_a_text_are_named_each(llama):
+    said = {"role": "user", "content": "a"}
+    wordless = [{"role": "user", "content": content} for content in (None, 3, ["a"], {"type": "text", "text": "a"})]
+    found = faults(handler(llama), ["night", [said, *wordless], [wordless[0]]])
+    places = [[1, 1], [1, 2], [1, 3], [1, 4], [2, 0]]
+    assert [each["location"] for each in found] == [["inputs", *place, "content"] for place in places]
+    assert {each["message"] for each in found} == {"should be a text"}
+    with pytest.raises(InvalidRequest, match=r"inputs\[0\]\[0\]\.content should be a text"):
+        handler(llama).predict_stream(input=wordless[:1])
+
+
 # --- embeddings ------------------------------------------------------------------------------------------------------
 
 
@@ -431,6 +445,24 @@ def test_pooling_that_cannot_be_done_here_is_refused(bert, tmp_path):
         handler(sentence_transformers(bert, tmp_path, {"pooling_mode_max_tokens": True}), "feature-extraction")
     with pytest.raises(HandlerInvalid, match="Dense"):
         handler(sentence_transformers(bert, tmp_path, {"pooling_mode": "mean"}, "Dense"), "feature-extraction")
+
+
+def test_pooling_that_cannot_be_looked_up_is_refused_and_not_guessed(bert, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    cache, commit = tmp_path / "models--org--name", "0" * 40
+    (cache / "refs").mkdir(parents=True)
+    (cache / "refs/main").write_text(commit)
+    shutil.copytree(bert, cache / "snapshots" / commit)
+    with pytest.raises(HandlerInvalid, match=r"'org/name' may have a file modules\.json .* hub does not answer; start"):
+        handler("org/name", "feature-extraction")
+    # As the hub's client notes what the hub has not.
+    for each in ("modules.json", "1_Pooling/config.json"):
+        noted = cache / ".no_exist" / commit / each
+        noted.parent.mkdir(parents=True, exist_ok=True)
+        noted.touch()
+    (embedding,) = handler("org/name", "feature-extraction").predict(asked(["The river"]))
+    assert embedding == pytest.approx(vectors(bert, "The river").mean(0).tolist(), abs=1e-4)
 
 
 def sentence_transformers(bert, folder, pooling, *others):
@@ -512,7 +544,7 @@ def test_a_model_that_is_not_there_is_told_in_one_sentence(tmp_path, monkeypatch
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     (tmp_path / "empty").mkdir()
     for name, said in {
-        str(tmp_path / "empty"): "cannot be loaded",
+        str(tmp_path / "empty"): "is neither a folder with a model nor",
         str(tmp_path / "missing"): "is neither a folder with a model nor",
         "registry-serve/there-is-no-such-model": "is neither a folder with a model nor",
     }.items():
@@ -520,6 +552,30 @@ def test_a_model_that_is_not_there_is_told_in_one_sentence(tmp_path, monkeypatch
             handler(name)
         assert f"{name!r} {said}" in str(caught.value)
         assert "\n" not in str(caught.value)
+
+
+def copied(source, target):
+    shutil.copytree(source, target, dirs_exist_ok=True)
+    return target
+
+
+@pytest.mark.parametrize("removed", ["*", "config.json", "model.safetensors"])
+def test_a_model_whose_files_were_removed_is_downloaded_again(gpt2, tmp_path, monkeypatch, removed, caplog):
+    monkeypatch.setenv("REGISTRY_SERVE_ARTIFACTS", str(tmp_path / "artifacts"))
+    target = tmp_path / "model"
+    download = Download(copied, {"source": gpt2, "target": str(target)})
+    spec = HandlerSpec("huggingface", {"task": "text-generation"}, download)
+    build(spec)
+    for each in target.glob(removed):
+        each.unlink()
+    assert build(spec).predict(asked(["night"], **GREEDY)) == handler(gpt2).predict(asked(["night"], **GREEDY))
+    assert "is downloaded again" in caplog.text
+
+
+def test_a_folder_that_a_handler_names_wrongly_is_told_with_its_cause(tmp_path):
+    with pytest.raises(HandlerInvalid, match="neither a folder") as caught:
+        handler(str(tmp_path / "missing"))
+    assert type(caught.value.__cause__) is FileNotFoundError
 
 
 def test_a_model_with_code_of_its_own_is_refused_unless_that_is_trusted(gpt2, tmp_path):

@@ -519,10 +519,42 @@ def test_what_is_shown_holds_no_secret(reading):
     assert shown["env_variables"][0] == {"key": "AWS_SECRET_ACCESS_KEY", "value": "***"}
     assert shown["model"]["model_parameters"] == {"hf_token": "***", "max_new_tokens": 256, "temperature": 0.001}
     assert shown["integrations"][0]["git_repo"] == "https://example.com/org/repo"
-    assert "OTHER=shown" in shown["command"]
+    assert "OTHER=***" in shown["command"]
     assert "page=2" in shown["command"]
     assert shown["compute"]["gpus"] == 0.5
     assert "0123'" not in repr(file)
+
+
+@pytest.mark.parametrize(
+    ("command", "shown"),
+    [
+        ("export MYSQL_PWD=hunter2", "export MYSQL_PWD=***"),
+        ("export A='hunter2 hunter2' B=\"hunter2 \\\" hunter2\" C=hunter\\ 2", "export A=*** B=*** C=***"),
+        ("export A=hunter'2 'hunter2 && B=hunter2; C=hunter2 run", "export A=*** && B=***; C=*** run"),
+        ("A=$(echo hunter2 hunter2) B=`cat hunter2` C=(hunter2 hunter2) D+=hunter2", "A=*** B=*** C=*** D+=***"),
+        ('export A="hunter2\nhunter2"\necho done', "export A=***\necho done"),
+        ("export A='hunter2 hunter2", "export A=***"),
+        ("curl -u ann:hunter2 http://x", "curl -u *** http://x"),
+        ("curl -su 'ann:hunter 2' x", "curl -su *** x"),
+        ("curl --user=ann:hunter2 --proxy-user \"ann:hunter2\" x", "curl --user=*** --proxy-user *** x"),
+        ("wandb login hunter2 && echo done", "wandb login *** && echo done"),
+        ("wandb login --relogin hunter2\necho done", "wandb login ***\necho done"),
+        ("run --db-pass hunter2 --auth=hunter2 pwd: hunter2", "run --db-pass *** --auth=*** pwd: ***"),
+        ("python -u serve.py --name=a ; true", "python -u serve.py --name=a ; true"),
+    ],
+)  # fmt: skip
+def test_a_command_is_shown_without_what_it_sets_and_who_signs_in(command, shown, reading):
+    assert masked(reading(f"{MODEL}name: a\ncommand: {json.dumps(command)}\n"))["command"] == shown
+
+
+def test_parameters_that_are_named_like_secrets_are_not_shown(reading):
+    secrets = dict.fromkeys(
+        ("PASS", "PGPASS", "db_pass", "pwd", "auth", "http_auth", "bearer", "bearerToken"), "hunter2"
+    )
+    settings = {"author": "ann", "passes": "two", "path": "/x", "num_passes": 3, "bypass_cache": True, "compute": "no"}
+    parameters = json.dumps({**secrets, **settings})
+    file = reading(f"name: a\nmodel: {{model_handler: a.B, model_parameters: {parameters}}}\n")
+    assert masked(file)["model"]["model_parameters"] == dict.fromkeys(secrets, "***") | settings
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------

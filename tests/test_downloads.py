@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import functools
 import json
 import pickle
 import time
@@ -195,23 +197,73 @@ def test_a_full_disk_is_called_so(folder, dotted):
 
 def test_a_root_that_cannot_be_made_is_an_error_of_the_download(folder, dotted, monkeypatch):
     (folder / "file").touch()
-    monkeypatch.setenv("REGISTRY_SERVE_ARTIFACTS", str(folder / "file" / "artifacts"))
-    with pytest.raises(DownloadFailed, match="NotADirectoryError"):
+    root = folder / "file" / "artifacts"
+    monkeypatch.setenv("REGISTRY_SERVE_ARTIFACTS", str(root))
+    with pytest.raises(DownloadFailed, match=r"NotADirectoryError.*REGISTRY_SERVE_ARTIFACTS") as failed:
         fetch(Download(dotted("nothing"), {"folder": str(folder)}))
+    assert f"the folder {root}/.downloads cannot be used" in str(failed.value)
+    assert "the downloader raised" not in str(failed.value)
+    assert not (folder / "calls").exists()
+
+
+def test_state_that_cannot_be_written_is_not_blamed_on_the_downloader(root, folder, dotted):
+    download = Download(dotted("nothing"), {"folder": str(folder)})
+    fetch(download)
+    [marker] = root.glob(".downloads/done/*")
+    marker.unlink()
+    marker.with_suffix(".new").mkdir()
+    with pytest.raises(DownloadFailed, match=r"\.downloads cannot be used \(IsADirectoryError\)"):
+        fetch(download)
 
 
 def test_forgetting_has_it_run_again_and_says_whether_that_may_help(folder, dotted, start):
     download = Download(dotted("remember"), {"folder": str(folder)})
     assert not forget(download)
-    fetch(download)
-    assert not forget(download)  # it ran just now, in vain
     other = start(download).go()
     assert other.directory() == folder / "model"
+    other.kill()
+    fetch(download)
+    assert calls(folder) == ["model"]
+    assert forget(download)  # it relied on what the other had run
+    assert not forget(download)
     fetch(download)
     assert calls(folder) == ["model"] * 2
-    assert forget(download)  # it relied on what the other had run
+
+
+def test_what_this_process_has_just_made_is_not_forgotten(folder, dotted, start):
+    download = Download(dotted("remember"), {"folder": str(folder)})
     fetch(download)
-    assert calls(folder) == ["model"] * 3
+    assert not forget(download)
+    assert not forget(download)
+    assert start(download).go().directory() == folder / "model"
+    assert calls(folder) == ["model"]
+
+
+def test_what_another_process_uses_is_not_forgotten_until_that_ends(folder, dotted, start, caplog):
+    download = Download(dotted("remember"), {"folder": str(folder)})
+    maker, user = start(download), start(download)
+    for each in (maker, user):
+        assert each.go().directory() == folder / "model"
+    maker.kill()
+    fetch(download)
+    assert not forget(download)
+    assert "another process of this node uses it" in caplog.text
+    user.kill()
+    assert forget(download)
+    fetch(download)
+    assert calls(folder) == ["model"] * 2
+
+
+def test_who_forgets_is_in_the_way_of_no_other_process_that_does(root, folder, dotted, start):
+    download = Download(dotted("remember"), {"folder": str(folder)})
+    maker = start(download).go()
+    assert maker.directory()
+    fetch(download)
+    assert not forget(download)
+    maker.kill()
+    [users] = root.glob(".downloads/users/*")
+    with users.open() as opened:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def test_what_another_process_has_made_anew_meanwhile_is_not_forgotten(folder, dotted, start, root):
@@ -320,20 +372,85 @@ def test_a_package_brings_downloaders_under_names_of_its_own(folder, dotted, mon
     assert fetch(Download("theirs", {"folder": str(folder)})) == folder / "model"
 
 
+RAN = []
+
+
+def given_itself(size):
+    RAN.append(size)
+
+
+class Store:
+    def __init__(self, name):
+        self.name = name
+
+    def download(self):
+        RAN.append(self.name)
+
+    __call__ = download
+
+
+def made_for(name):
+    def download():
+        RAN.append(name)
+
+    return download
+
+
 def test_a_function_can_be_given_itself():
-    ran = []
-
-    def download(size):
-        ran.append(size)
-
+    RAN.clear()
     for size in (1, 1, 2):
-        fetch(Download(download, {"size": size}))
-    assert ran == [1, 2]
-    fetch(Download(lambda: ran.append(3)))
-    fetch(Download(
-        lambda: ran.append(4),
-    ))  # fmt: skip
-    assert ran == [1, 2, 3, 4]
+        fetch(Download(given_itself, {"size": size}))
+    assert RAN == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        made_for("a"),
+        Store("a").download,
+        Store("a"),
+        functools.partial(given_itself, 1),
+        functools.wraps(given_itself)(made_for("a")),
+        lambda: RAN.append("a"),
+        Store.download,
+    ],
+    ids=["closure", "method", "instance", "partial", "decorated", "lambda", "of a class"],
+)
+def test_a_function_that_may_have_a_state_must_have_a_name_of_its_own(root, function):
+    with pytest.raises(ConfigurationError, match="cannot be told from others like it: give a dotted path"):
+        fetch(Download(function))
+    assert not root.exists()
+
+
+def test_functions_that_a_module_makes_are_told_apart_by_their_names(folder, dotted):
+    source = folder / "repository" / f"examples-{folder.name}" / "inference-deployments" / "made.py"
+    text = (
+        "import functools, importlib\n"
+        f"remember = importlib.import_module({dotted('remember').rpartition('.')[0]!r}).remember\n"
+        "a, b = (functools.partial(remember, name=name) for name in 'ab')\n"
+        "def made(name):\n    return lambda folder: remember(folder, name)\n"
+        "c, d = map(made, 'cd')\n"
+    )
+    source.write_text(text)
+    module = dotted("remember").replace("downloads.remember", "made")
+    for name in "abcdabcd":
+        assert fetch(Download(f"{module}.{name}", {"folder": str(folder)})) == folder / name
+    assert calls(folder) == ["a", "b", "c", "d"]
+    source.write_text(text + "# changed\n")
+    fetch(Download(f"{module}.a", {"folder": str(folder)}))
+    assert calls(folder) == ["a", "b", "c", "d", "a"]
+
+
+def test_functions_from_the_same_line_are_told_apart_by_their_defaults(folder, monkeypatch):
+    (folder / "repository" / "in_a_loop.py").write_text(
+        "each = []\nfor kind in 'ab':\n    def download(folder, kind=kind):\n        return f'{folder}/{kind}'\n"
+        "    each.append(download)\n"
+    )
+    import in_a_loop
+
+    for name, function in zip("ab", in_a_loop.each, strict=True):
+        (folder / name).mkdir()
+        assert fetch(Download(function, {"folder": str(folder)})) == folder / name
 
 
 def test_a_function_without_a_file_is_told_from_others_and_known_again():

@@ -247,11 +247,11 @@ def test_the_column_has_the_type_of_the_example(log, example, column):
 def test_the_handler_is_built_once_to_see_what_it_answers_and_not_at_all_with_a_signature(log, tmp_path):
     note = tmp_path / "built"
     counting = HELLO.replace("Handler.built += 1", f"open({str(note)!r}, 'a').write('x')")
-    info = log("counted", counting, input_example=["you"], parameters={"times": 1})
+    info = log("counted_once", counting, input_example=["you"], parameters={"times": 1})
     assert info.signature.outputs == Schema([ColSpec(DataType.string)])
     assert info.signature.params == ParamSchema([ParamSpec("times", DataType.long, 1)])
     assert note.read_text() == "x"
-    info = log("counted", counting, input_example=["you"], parameters={"times": 1}, signature=TEXT)
+    info = log("counted_once", counting, input_example=["you"], parameters={"times": 1}, signature=TEXT)
     assert info.signature.params == ParamSchema([ParamSpec("times", DataType.long, 1)])
     assert note.read_text() == "x"
 
