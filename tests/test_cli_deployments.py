@@ -522,6 +522,8 @@ def test_a_deployment_that_is_not_there_is_one_line_with_those_that_are(command,
 def test_logs_are_printed_and_followed(command, greeter):
     command("predict", "greeter", "-i", "inputs: [1, 2, 3]")
     assert "greeting 3" in command("get", "deployment", "logs", "greeter", "--tail", "1")[1]
+    told = command("get", "deployment", "logs", "greeter", "--tail", "1", "--json")[1]
+    assert "greeting 3" in json.loads(told)["line"]
     following = [COMMAND, "get", "deployment", "logs", "greeter", "--follow", "--tail", "0"]
     with subprocess.Popen(following, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         read = threading.Thread(target=lambda: lines.append(process.stdout.readline()))

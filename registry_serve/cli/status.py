@@ -47,10 +47,14 @@ def get_deployment_logs(
     tail: Annotated[
         int | None, typer.Option(help="Only the last N lines.", metavar="N", min=0, show_default=False)
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Print what the replicas of a deployment have written."""
     for line in rollout.logs(name, tail=tail, follow=follow):
-        console.out(line, highlight=False)
+        if as_json:
+            typer.echo(json.dumps({"line": line}))
+        else:
+            console.out(line, highlight=False)
 
 
 @describe.command("deployment")
