@@ -150,12 +150,13 @@ def test_a_handler_that_hangs_ends_with_a_timeout(handler_client):
     assert_problem(client.post("/predict", json={"inputs": ["a"]}), 504, "prediction_timeout")
 
 
-def test_a_download_comes_before_the_handler(handler_client, tmp_path, monkeypatch):
-    monkeypatch.setenv("REGISTRY_SERVE_CACHE", str(tmp_path / "cache"))
+def leave_weights(folder):
+    Path(folder, "weights").write_text("heavy")
+    return folder
 
-    def fetch(folder):
-        (tmp_path / "weights").write_text("heavy")
-        return folder
+
+def test_a_download_comes_before_the_handler(handler_client, tmp_path, monkeypatch):
+    monkeypatch.setenv("REGISTRY_SERVE_ARTIFACTS", str(tmp_path / "artifacts"))
 
     class Loaded:
         def __init__(self, model_name_or_path):
@@ -164,7 +165,7 @@ def test_a_download_comes_before_the_handler(handler_client, tmp_path, monkeypat
         def predict(self, model_requests):
             return [self.text for _ in model_requests]
 
-    client = handler_client(Loaded, downloader=fetch, download_parameters={"folder": str(tmp_path)})
+    client = handler_client(Loaded, downloader=leave_weights, download_parameters={"folder": str(tmp_path)})
     assert client.predict(["a"]) == ["heavy"]
 
 

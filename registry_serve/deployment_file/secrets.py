@@ -10,22 +10,30 @@ from registry_serve.deployment_file.fields import DeploymentFile
 
 MASK = "***"
 
-_NAMED = r"(?i:key|token|secret|password|passwd|credential|signature|sig|authorization)s?"
+_NAMED = r"(?i:key|token|secret|password|passwd|pass|pwd|credential|signature|sig|authorization|auth|bearer)s?"
 _SECRET = re.compile(rf"{_NAMED}(?![a-z])")
 _SECRET_AT_THE_END = re.compile(rf"(?!.*(?i:tokens)$).*{_NAMED}$")
 _USER_IN_URL = re.compile(r"(?<=://)[^/\s?#]*@")
 _VALUE = r"""(?:"[^"]*"|'[^']*'|[^\s&;,"']+)"""
 _ASSIGNED = re.compile(rf"""([\w.-]*{_NAMED}["']?\s*[:=]\s*)(?:(?i:bearer|basic|token)\s+)?{_VALUE}""")
 _OPTION = re.compile(rf"(--[\w-]*{_NAMED}\s+){_VALUE}")
+_USER = r"""(?:"[^":]*:[^"]*"|'[^':]*:[^']*'|[^\s:"']+:\S*)"""
+_USER_OPTION = re.compile(rf"(?<!\S)(-[A-Za-z]*[uU]\s*|--(?:proxy-)?user(?:\s+|=)){_USER}")
+_LOGIN = re.compile(r"(\bwandb\s+login\s+)[^\n;&|]*[^\s;&|]")
+#: A value in a shell's assignment: quotes, brackets and backslashes keep it together, and it may lack its last quote.
+_WORD = r"""(?:"(?:\\.|[^"\\])*(?:"|\Z)|'[^']*(?:'|\Z)|\$?\([^()]*\)|`[^`]*`|\\.|[^\s;&|"'`\\])+"""
+_VARIABLE = re.compile(rf"(?s)((?:\A|(?<=[\s;|(`])|(?<=&&))[A-Za-z_]\w*\+?=){_WORD}")
 
 
 def masked(file: DeploymentFile) -> dict[str, Any]:
     """Return the file as it may be shown: ``***`` for every secret, ready for YAML and JSON.
 
-    Secret are the values of ``env_variables``, of keys that are named like secrets, what is assigned to such names
-    inside texts, and who signs in with a URL.
+    Secret are the values of ``env_variables``, of the variables that ``command`` sets, of keys that are named like
+    secrets, what is assigned to such names inside texts, and who signs in with a URL or with an option.
     """
     shown: dict[str, Any] = _masked(file.model_dump(exclude_none=True))
+    if file.command is not None:
+        shown["command"] = without_credentials(_VARIABLE.sub(rf"\1{MASK}", file.command))
     return shown
 
 
@@ -39,8 +47,8 @@ def is_secret(key: str, value: Any) -> bool:
 
 
 def without_credentials(text: str) -> str:
-    """Return the text without who signs in with its URLs, and without what it assigns to names of secrets."""
-    for pattern in (_ASSIGNED, _OPTION):
+    """Return the text without who signs in with it, and without what it assigns to names of secrets."""
+    for pattern in (_ASSIGNED, _OPTION, _USER_OPTION, _LOGIN):
         text = pattern.sub(rf"\1{MASK}", text)
     return _USER_IN_URL.sub("", text)
 

@@ -15,7 +15,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from registry_serve.downloaders.artifacts import ROOT_VARIABLE, is_disk_full
-from registry_serve.downloaders.places import downloads_folder, hold
+from registry_serve.downloaders.places import downloads_folder, hold, let_go
 from registry_serve.downloaders.plugins import Download, Plugin, plugin_of
 from registry_serve.downloaders.progress import Progress, Report, ignore, read_progress, tell
 from registry_serve.errors import DownloadFailed, RegistryServeError
@@ -56,7 +56,8 @@ _relied_on: dict[str, tuple[_Done, bool]] = {}
 def fetch(download: Download, on_progress: Callable[[Progress], None] = ignore) -> Path | None:
     """Run a download unless this node has it already; whoever asks meanwhile waits for the one that runs. Blocks.
 
-    Call it in the process that reads the model: a copy from an object store stays until that process has ended.
+    Call it in the process that reads the model: a copy from an object store stays until that process has ended, and
+    nothing has the download run again for the handler of another process.
 
     Args:
         download: what to run.
@@ -68,7 +69,7 @@ def fetch(download: Download, on_progress: Callable[[Progress], None] = ignore) 
 
     Raises:
         ConfigurationError: the function is not there, or takes other parameters.
-        DownloadFailed: it failed.
+        DownloadFailed: it failed, or the folder of all downloads cannot be used.
     """
     plugin = plugin_of(download)
     if plugin is None:
@@ -89,31 +90,45 @@ def fetch(download: Download, on_progress: Callable[[Progress], None] = ignore) 
             done = _Done(time.time(), _boot(), None if directory is None else str(directory))
             place.finish(done)
             _relied_on[plugin.key] = (done, False)
+        hold(place.users)
         if done.path is not None:
             hold(done.path)
         return done.path
     except OSError as error:
-        raise _failure(plugin.what, error) from error
+        raise _unusable(plugin.what, error) from error
     finally:
         place.lock.release()
 
 
 def forget(download: Download) -> bool:
-    """Have the next fetch run a download again, as when nothing can be built from what an earlier run left.
+    """Have the next fetch run a download again, as when files are missing from what an earlier run left.
+
+    This process uses them no longer. What another process uses stays, and so does what this one has made itself.
 
     Returns:
-        Whether there was an earlier run that this process's fetch relied on: a further fetch may then help.
+        Whether a further fetch brings something else: there was an earlier run, and no other process uses it.
+
+    Raises:
+        ConfigurationError: as ``fetch``.
+        DownloadFailed: the folder of all downloads cannot be used.
     """
     plugin = plugin_of(download)
-    if plugin is None or not downloads_folder().is_dir():
+    if plugin is None or not os.path.isdir(downloads_folder()):
         return False
     place = _Place(plugin.key)
+    place.create(plugin.what)
     with place.lock:
         done = place.done()
-        mine, earlier = _relied_on.pop(plugin.key, (done, done is not None))
+        mine, earlier = _relied_on.get(plugin.key, (done, done is not None))
+        if not earlier:
+            return False
         if done == mine:  # otherwise another process has run it again meanwhile
+            if not let_go(place.users):
+                _log.warning("%s is not downloaded again: another process of this node uses it.", plugin.what)
+                return False
             place.forget()
-        return earlier
+        _relied_on.pop(plugin.key, None)
+        return True
 
 
 def under_way() -> list[Progress]:
@@ -131,12 +146,14 @@ class _Place:
 
     def __init__(self, key: str) -> None:
         folder = downloads_folder()
-        self._folders = tuple(folder / name for name in ("locks", "done", "progress"))
-        locks, done, progress = self._folders
+        self._folders = tuple(folder / name for name in ("locks", "done", "progress", "users"))
+        locks, done, progress, users = self._folders
         # The lock's file stays: removing it while another process waits for it would let both in.
         self.lock = FileLock(locks / f"{key}.lock", is_singleton=False, thread_local=False)
         self.marker = done / f"{key}.json"
         self.progress = progress / f"{key}.json"
+        #: Held by each process that uses what was downloaded.
+        self.users = users / key
 
     def create(self, what: str) -> None:
         try:
@@ -144,8 +161,9 @@ class _Place:
             for folder in (root, root / ".downloads", *self._folders):
                 # Whoever can write here can have code run by the server.
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.users.touch(mode=0o600)
         except OSError as error:
-            raise _failure(what, error) from error
+            raise _unusable(what, error) from error
 
     def done(self) -> _Done | None:
         try:
@@ -176,7 +194,7 @@ def _wait(place: _Place, what: str, on_progress: Callable[[Progress], None]) -> 
             if progress is not None:
                 tell(on_progress, progress)
         except OSError as error:
-            raise _failure(what, error) from error
+            raise _unusable(what, error) from error
 
 
 def _run(plugin: Plugin) -> Path | None:
@@ -199,10 +217,24 @@ def _directory(result: Any) -> Path | None:
 
 
 def _failure(what: str, error: BaseException) -> DownloadFailed:
-    if is_disk_full(error):
-        reason = f"the disk is full; free some space on it, or let {ROOT_VARIABLE} or HF_HOME name a larger one"
-        return DownloadFailed(what, reason)
-    return DownloadFailed(what, f"the downloader raised {type(error).__name__}; the log has its message")
+    return _full(what, error) or DownloadFailed(
+        what, f"the downloader raised {type(error).__name__}; the log has its message"
+    )
+
+
+def _unusable(what: str, error: OSError) -> DownloadFailed:
+    reason = (
+        f"the folder {downloads_folder()} cannot be used ({type(error).__name__}); users cannot share one, so let "
+        f"{ROOT_VARIABLE} name a folder of this user"
+    )
+    return _full(what, error) or DownloadFailed(what, reason)
+
+
+def _full(what: str, error: BaseException) -> DownloadFailed | None:
+    if not is_disk_full(error):
+        return None
+    reason = f"the disk is full; free some space on it, or let {ROOT_VARIABLE} or HF_HOME name a larger one"
+    return DownloadFailed(what, reason)
 
 
 def _progress_of(file: Path) -> Progress | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from registry_serve.downloaders.artifacts import ArtifactCache
 
-#: Directories that this process has, by device and inode, with the descriptors that hold them.
+#: Files and directories that this process has, by device and inode, with the descriptors that hold them.
 _held: dict[tuple[int, int], int] = {}
 
 
@@ -17,14 +17,30 @@ def downloads_folder() -> Path:
     return ArtifactCache(max_bytes=0).root / ".downloads"
 
 
-def hold(directory: Path) -> None:
-    """Keep a directory of the folder until this process ends, however it ends."""
-    if not directory.is_relative_to(downloads_folder()):
+def hold(path: Path) -> None:
+    """Keep a file or a directory of the folder until this process ends, however it ends."""
+    if not path.is_relative_to(downloads_folder()):
         return
-    descriptor = os.open(directory, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY)
     held = os.fstat(descriptor)
     if (held.st_dev, held.st_ino) in _held:
         os.close(descriptor)
         return
     fcntl.flock(descriptor, fcntl.LOCK_SH)
     _held[held.st_dev, held.st_ino] = descriptor
+
+
+def let_go(path: Path) -> bool:
+    """Hold it no longer, and say whether no other process does. The caller sees to it that none begins to."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        held = os.fstat(descriptor)
+        mine = _held.pop((held.st_dev, held.st_ino), None)
+        if mine is not None:
+            os.close(mine)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(descriptor)

@@ -9,7 +9,8 @@ import hashlib
 import importlib
 import inspect
 import json
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -33,7 +34,8 @@ class Download:
 
     Attributes:
         downloader: dotted path of a function (folder names may have dashes), the name of an entry point in the group
-            ``registry_serve.downloaders``, or a function. None: the one that the parameters' keys choose.
+            ``registry_serve.downloaders``, or a function that is written with ``def`` at the top of a module. None:
+            the one that the parameters' keys choose.
         parameters: keywords of the function. Without a downloader at most one of ``hf_path``, ``s3_path``,
             ``gcp_path``.
     """
@@ -49,7 +51,7 @@ class Plugin:
     Attributes:
         name: of the function, for people.
         what: is downloaded, for people, without credentials.
-        key: tells it from other downloads of a node; changes with the parameters and with the function's code.
+        key: tells it from other downloads of a node; changes with the name, the parameters and the function's code.
         checks_itself: it finds out by itself what is there already.
     """
 
@@ -74,7 +76,7 @@ def plugin_of(download: Download) -> Plugin | None:
     """Find the function, and make sure that it can be called with the parameters; None: there is nothing to do.
 
     Raises:
-        ConfigurationError: there is no such function, or it takes other parameters.
+        ConfigurationError: there is no such function, it cannot be told from others, or it takes other parameters.
     """
     chosen = download.downloader or _chosen_by_key(download.parameters)
     if chosen is None:
@@ -83,9 +85,15 @@ def plugin_of(download: Download) -> Plugin | None:
     dotted = f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', type(function).__qualname__)}"
     name = chosen if isinstance(chosen, str) else dotted
     _check_function(function, name)
+    if isinstance(chosen, str):
+        # What its name stands for may be made elsewhere, as by functools.partial.
+        naming = _text_of(sys.modules.get(chosen.rpartition(".")[0]))
+    else:
+        _check_has_no_state(function, name)
+        naming = b""
     _check_parameters(function, name, download.parameters)
     key = hashlib.sha256()
-    for part in (dotted.encode(), _written(download.parameters), _code_of(function)):
+    for part in (name.encode(), dotted.encode(), naming, _written(download.parameters), _code_of(function)):
         key.update(hashlib.sha256(part).digest())
     return Plugin(function, download.parameters, name, _what(name, download.parameters), key.hexdigest()[:40])
 
@@ -157,6 +165,16 @@ def _check_function(function: Any, name: str) -> None:
         raise ConfigurationError(f"The downloader {name!r} must be a plain function: calling this one does nothing.")
 
 
+def _check_has_no_state(function: Callable[..., Any], name: str) -> None:
+    """Refuse closures, methods, partials and lambdas: nothing that a key is made of tells two of them apart."""
+    plain = inspect.isfunction(function) and function.__closure__ is None
+    if not plain or function.__name__ == "<lambda>" or function.__qualname__ != function.__name__:
+        raise ConfigurationError(
+            f"The downloader {name!r} cannot be told from others like it: give a dotted path, or a function that is "
+            "written with def at the top of a module and has no decorator; what differs goes into its parameters."
+        )
+
+
 def _check_parameters(function: Callable[..., Any], name: str, given: Mapping[str, Any]) -> None:
     try:
         taken = inspect.signature(function).parameters.values()
@@ -182,17 +200,28 @@ def _written(parameters: Mapping[str, Any]) -> bytes:
 
 
 def _code_of(function: Any) -> bytes:
-    """Return the text of a function's module and its line there, so that changed code is another downloader."""
-    code = getattr(inspect.unwrap(function), "__code__", None)
-    line = code.co_firstlineno if code is not None else 0
-    try:
-        file = inspect.getsourcefile(inspect.unwrap(function))
-        if file is not None:
-            return Path(file).read_bytes() + str(line).encode()
-    except (TypeError, ValueError, OSError):
-        pass
+    """Return the text of a function's module, its line there, and its defaults: changed code is another downloader."""
+    function = inspect.unwrap(function)
+    code = getattr(function, "__code__", None)
     if code is None:
+        return _text_of(function)
+    defaults = _plain((*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()))
+    text = _text_of(function)
+    if text:
+        return text + repr((code.co_firstlineno, defaults)).encode()
+    # Typed in, or sent by value from elsewhere.
+    return bytes(code.co_code) + repr((code.co_names, _plain(code.co_consts), defaults)).encode()
+
+
+def _text_of(part: Any) -> bytes:
+    """Return the text of the file that a function or a module is from; nothing where there is none."""
+    try:
+        file = inspect.getsourcefile(part)
+        return b"" if file is None else Path(file).read_bytes()
+    except (TypeError, ValueError, OSError):
         return b""
-    # Typed in, or sent by value from elsewhere. Other constants are written differently in each process.
-    constants = [each for each in code.co_consts if isinstance(each, (str, bytes, int, float))]
-    return bytes(code.co_code) + repr((code.co_names, constants)).encode()
+
+
+def _plain(values: Iterable[Any]) -> list[Any]:
+    """Return those that are written in the same way by each process."""
+    return [each for each in values if isinstance(each, (str, bytes, int, float))]

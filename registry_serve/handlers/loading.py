@@ -45,8 +45,8 @@ def handler_class(spec: HandlerSpec) -> type:
 def build(spec: HandlerSpec) -> Handler:
     """Download what a handler needs, and build it. Blocks.
 
-    A download that an earlier process of this node made is used again. If the handler cannot be built from it, it is
-    made once more: somebody may have removed the files.
+    A download that an earlier process of this node made is used again. If the handler cannot be built from it because
+    files are missing, it is made once more, unless another process uses it.
 
     Raises:
         HandlerInvalid: the handler cannot be built.
@@ -57,10 +57,10 @@ def build(spec: HandlerSpec) -> Handler:
     directory = fetch(spec.download)
     try:
         return _built(kind, spec, directory)
-    except HandlerInvalid:
-        if not forget(spec.download):
+    except HandlerInvalid as error:
+        if not _lacks_files(error) or not forget(spec.download):
             raise
-        logger.warning("%s is downloaded again: it cannot be built from an earlier download.", spec.name, exc_info=True)
+        logger.warning("%s is downloaded again: files of an earlier download are missing.", spec.name, exc_info=True)
     return _built(kind, spec, fetch(spec.download))
 
 
@@ -103,6 +103,16 @@ def _built(kind: type, spec: HandlerSpec, directory: Path | None) -> Handler:
     except Exception as error:
         raise HandlerInvalid(spec.name, f"building it raised {_told(error)}") from error
     return handler
+
+
+def _lacks_files(error: BaseException) -> bool:
+    """Say whether the innermost ``OSError`` among an error's causes is one about missing files."""
+    innermost, cause = None, error.__cause__
+    while cause is not None:
+        innermost, cause = (cause if isinstance(cause, OSError) else innermost), cause.__cause__
+    # Exactly these: subclasses are about networks. Transformers raises the bare OSError.
+    missing = type(innermost) is OSError and innermost.errno is None
+    return missing or type(innermost) in (FileNotFoundError, NotADirectoryError)
 
 
 def _with_directory(kind: type, parameters: Mapping[str, Any], directory: Path | None) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from transformers import AutoConfig, AutoTokenizer
 
 from registry_serve.errors import HandlerInvalid
@@ -38,7 +38,7 @@ class Source:
 
     def config(self) -> Any:
         """Load the configuration."""
-        return self._load(AutoConfig.from_pretrained)
+        return self._load(self._config)
 
     def tokenizer(self) -> Any:
         """Load the tokenizer; it has a token to pad with."""
@@ -55,13 +55,33 @@ class Source:
         return self._load(kind.from_pretrained, dtype=self.precision.weights, device_map=device_map).eval()
 
     def document(self, path: str) -> Any | None:
-        """Return one of the model's JSON files; None if it has none of that path."""
+        """Return one of the model's JSON files; None if it has none of that path.
+
+        Raises:
+            HandlerInvalid: the hub does not say whether it has one.
+        """
         folder = Path(self.name)
         try:
             file = folder / path if folder.is_dir() else Path(hf_hub_download(self.name, path))
             return json.loads(file.read_text(encoding="utf-8"))
+        except LocalEntryNotFoundError as error:  # also both of those below
+            # Something that is no path: the hub has said before that there is no such file.
+            if try_to_load_from_cache(self.name, path) is not None:
+                return None
+            reason = (
+                f"may have a file {path} that the cache has not, and the hub does not answer; start once where it does "
+                "answer, or let model_name_or_path name a folder with all files of the model"
+            )
+            raise self._invalid(reason) from error
         except (EntryNotFoundError, FileNotFoundError):
             return None
+
+    def _config(self, name: str, **options: Any) -> Any:
+        folder = Path(name)
+        if folder.is_absolute() or folder.is_dir():
+            # Transformers guesses what an empty folder is for, and asks the hub for one that is not there.
+            (folder / "config.json").stat()
+        return AutoConfig.from_pretrained(name, **options)
 
     def _load(self, load: Callable[..., Any], **options: Any) -> Any:
         try:

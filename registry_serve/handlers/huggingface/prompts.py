@@ -44,7 +44,13 @@ class Prompts:
         """
         prompts, faults = [], []
         for place, request in enumerate(requests):
-            made = self._prompt(request.get("input"), conversations)
+            given = request.get("input")
+            wordless = _without_text(given) if conversations and _is_conversation(given) else []
+            if wordless:
+                where = [["inputs", place, number, "content"] for number in wordless]
+                faults += [{"location": each, "message": "should be a text"} for each in where]
+                continue
+            made = self._prompt(given, conversations)
             if isinstance(made, str):
                 faults.append({"location": ["inputs", place], "message": made})
             else:
@@ -93,3 +99,7 @@ def _is_conversation(given: Any) -> bool:
         and bool(given)
         and all(isinstance(each, dict) and isinstance(each.get("role"), str) and "content" in each for each in given)
     )
+
+
+def _without_text(messages: Any) -> list[int]:
+    return [number for number, each in enumerate(messages) if not isinstance(each["content"], str)]
