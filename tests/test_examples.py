@@ -213,7 +213,7 @@ async def test_an_image_handlers_annotations_are_its_documentation(copies, own_m
     inputs = schemas["Inputs"]["properties"]
     assert inputs["inputs"]["anyOf"][1]["properties"]["image"]["type"] == "string"
     assert inputs["parameters"]["properties"]["top_k"]["maximum"] == 3
-    assert schemas["Shape"]["required"] == ["label", "score"]
+    assert schemas["Output.Shape"]["required"] == ["label", "score"]
 
 
 async def test_one_bad_image_fails_alone_in_a_full_batch(copies, own_modules):

@@ -4,12 +4,11 @@ import base64
 import binascii
 import io
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypedDict
 
 import torch
 from PIL import Image, UnidentifiedImageError
 from pydantic import Field
-from typing_extensions import TypedDict  # typing's own will do from Python 3.12 on
 
 from registry_serve import InvalidRequest, ModelHandlerInterface
 from shapes.drawing import SHAPES
