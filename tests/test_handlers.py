@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, TypedDict
 import httpx
 import pytest
 from pydantic import BaseModel, Field
+from typing_extensions import NotRequired
 
 from registry_serve.downloaders import Download
 from registry_serve.errors import ConfigurationError, HandlerInvalid, PredictionTimeout, RateLimited, ReplicaStuck
@@ -391,7 +392,7 @@ async def test_a_stream_that_goes_on_is_not_stuck_and_a_call_that_does_not_is():
 
 
 class Settings(TypedDict, total=False):
-    top_k: int
+    top_k: NotRequired[int]
 
 
 class Typed(TypedDict):

@@ -51,6 +51,9 @@ class Broken(ModelHandlerInterface):
     def __init__(self, **kwargs):
         raise ValueError("no weights")
 
+    def predict(self, model_requests):
+        return model_requests
+
 
 class NoHandler:
     pass
@@ -564,7 +567,6 @@ def test_a_cluster_in_the_background_outlives_its_callers_and_ends_with_its_last
         assert left == []
         assert not (state / "cluster.json").exists()
         assert not Path(held["folder"]).exists()
-        assert list((state / "code").iterdir()) == []
     finally:
         if (state / "cluster.json").exists():
             Background.model_validate_json((state / "cluster.json").read_text()).end()

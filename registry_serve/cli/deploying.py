@@ -175,7 +175,7 @@ def _meant(names: Sequence[str]) -> list[str]:
     Raises:
         DeploymentNotFound: one of them means none.
     """
-    there = [each.name for each in rollout.deployments()]
+    there = rollout.names()  # also of those whose records cannot be read: that is a way to be rid of them
     meant: dict[str, None] = {}
     for name in names:
         found = [each for each in there if fnmatchcase(each, name)]

@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 #: Of a list with a million wrong items, one is told.
 _LISTS = (list, set, frozenset)
+_REQUIREDNESS = (typing_extensions.NotRequired, typing_extensions.Required, typing_extensions.ReadOnly)
 
 
 @dataclass(frozen=True)
@@ -84,10 +85,17 @@ def _readable(annotation: Any) -> Any:
     members = typing.get_type_hints(annotation, include_extras=True)
     optional = annotation.__optional_keys__
     fields = {
-        name: typing_extensions.NotRequired[_readable(member)] if name in optional else _readable(member)
+        name: typing_extensions.NotRequired[_said(member)] if name in optional else _said(member)
         for name, member in members.items()
     }
     make: Any = typing_extensions.TypedDict
     made = make(annotation.__name__, fields)
     made.__pydantic_config__ = getattr(annotation, "__pydantic_config__", ConfigDict(extra="forbid"))
     return made
+
+
+def _said(member: Any) -> Any:
+    """Return the type of a member; whether it is required is known already."""
+    while typing.get_origin(member) in _REQUIREDNESS:
+        member = typing.get_args(member)[0]
+    return _readable(member)

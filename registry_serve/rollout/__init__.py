@@ -3,6 +3,7 @@
 from registry_serve.rollout.deploying import deploy, update
 from registry_serve.rollout.ending import delete, stop
 from registry_serve.rollout.logs import logs
+from registry_serve.rollout.records import names
 from registry_serve.rollout.running import RunningDeployment, running
 from registry_serve.rollout.statuses import DeploymentStatus, deployments, status
 
@@ -13,6 +14,7 @@ __all__ = [
     "deploy",
     "deployments",
     "logs",
+    "names",
     "running",
     "status",
     "stop",

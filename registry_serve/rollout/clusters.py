@@ -20,6 +20,8 @@ from registry_serve.rollout.serving import look
 Tell = Callable[[str], None]
 Answer = TypeVar("Answer")
 
+_ANSWERS_WITHIN_S = 3.0
+
 
 @dataclass(frozen=True)
 class Cluster:
@@ -82,7 +84,25 @@ def connected(tell: Tell, *, working_dir: str | None = None, end_unused: bool = 
         yield None
 
 
+def answers(address: str) -> bool:
+    """Say whether somebody listens at an address, ``HOST:PORT``."""
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWERS_WITHIN_S):
+            return True
+    except (OSError, ValueError):
+        return False
+
+
 def _connect(address: str, working_dir: str | None) -> Any:
+    if "://" in address:
+        raise ConfigurationError(
+            f"RAY_ADDRESS is {address}, which deployments cannot use. Give the address of the cluster's GCS: HOST:6379."
+        )
+    if ":" in address and not answers(address):  # Ray itself would try for a minute
+        raise ConfigurationError(
+            f"Nobody listens at {address}, which RAY_ADDRESS names. Start that cluster, or unset it."
+        )
     try:
         return ray.init(
             address=address,
@@ -91,8 +111,14 @@ def _connect(address: str, working_dir: str | None) -> Any:
             runtime_env=None if working_dir is None else {"working_dir": working_dir},
         )
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ConfigurationError(f"The Ray cluster at {address} cannot be used: {reason}") from None
+        reason = " ".join(str(error).split())[:300].removesuffix(".")
+        raise ConfigurationError(f"The Ray cluster at {address} cannot be used: {reason}. {_token()}") from None
+
+
+def _token() -> str:
+    if os.environ.get("RAY_AUTH_MODE", "").lower() == "token":
+        return "RAY_AUTH_MODE=token is set: the cluster must ask for the same token."
+    return "RAY_AUTH_MODE=token is not set: set it if the cluster asks for a token."
 
 
 def _cluster(context: Any, *, ours: bool) -> Cluster:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from registry_serve.rollout.background import start
 from registry_serve.rollout.clusters import Cluster, connected
 from registry_serve.rollout.code import gather
 from registry_serve.rollout.doors import front_door
-from registry_serve.rollout.ending import take_off
+from registry_serve.rollout.ending import refuse_elsewhere, take_off
 from registry_serve.rollout.records import Order, Record
 from registry_serve.rollout.running import RunningDeployment, of
 from registry_serve.rollout.serving import Parcel, look, put
@@ -96,8 +96,8 @@ def deploy(
         keys_in(keys)
     for notice in _notices(file, order):
         on_progress(notice)
-    now = datetime.now(timezone.utc)
-    return of(_roll_out(_draft(file, folder, order, now, on_progress), on_progress, wait))
+    draft = _draft(file, folder, order, datetime.now(timezone.utc), on_progress)
+    return of(_roll_out(lambda: draft, on_progress, wait))
 
 
 def update(
@@ -118,19 +118,13 @@ def update(
         DeploymentNotFound: there is none of that name.
         ConfigurationError: it cannot be started so; what was there before goes on.
     """
-    record = records.get(name)
     changes = {key: value for key, value in {"replicas": replicas, "image": image}.items() if value is not None}
-    code = record.code
-    if code.archive is not None and not Path(code.archive).exists():
-        code = gather(record.parsed, Path(record.folder), on_progress)
-    draft = record.model_copy(
-        update={
-            "order": Order(**{**record.order.model_dump(), **changes}),
-            "code": code,
-            "deployed": datetime.now(timezone.utc),
-            "stopped": False,
-        }
-    )
+
+    def draft() -> Record:
+        record = records.get(name)
+        order = Order(**{**record.order.model_dump(), **changes})
+        return record.model_copy(update={"order": order, "deployed": datetime.now(timezone.utc), "stopped": False})
+
     _roll_out(draft, on_progress, wait=True)
     return status(name)
 
@@ -166,14 +160,18 @@ def _draft(file: DeploymentFile, folder: Path, order: Order, now: datetime, tell
     )
 
 
-def _roll_out(draft: Record, tell: Tell, wait: bool) -> Record:
-    """Bring a deployment up, and take it back if that fails."""
+def _roll_out(drafted: Callable[[], Record], tell: Tell, wait: bool) -> Record:
+    """Bring a deployment up, and take it back if that fails.
+
+    What is ``drafted`` from an earlier record is so while no other command changes anything.
+    """
     with ExitStack() as connection:
         with changing(tell):
+            draft = _with_code(drafted(), tell)
+            kept = records.find(draft.name)
             try:
                 cluster, working_dir = _join(connection, draft, tell)
-                kept = records.find(draft.name)
-                before = _earlier(draft.name, cluster, tell)
+                before = _earlier(draft.name, kept, cluster, tell)
                 record = _hand_over(draft, cluster, working_dir, before, tell)
             except BaseException:
                 connection.close()
@@ -182,14 +180,30 @@ def _roll_out(draft: Record, tell: Tell, wait: bool) -> Record:
                 raise
         if not wait:
             return record
-        try:
-            cluster.ask(until_running, record, tell=tell)
-        except ConfigurationError as error:
-            connection.close()
-            raise _taken_back(record, before, kept, error, tell) from None
-    tell("Waiting for the first answer")
-    of(record).wait_until_answering()
+        with _left_loading(record.name, tell):
+            try:
+                cluster.ask(until_running, record, tell=tell)
+            except ConfigurationError as error:
+                connection.close()
+                raise _taken_back(record, before, kept, error, tell) from None
+            tell("Waiting for the first answer")
+            of(record).wait_until_answering()
     return record
+
+
+@contextmanager
+def _left_loading(name: str, tell: Tell) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        tell(f"{name} goes on loading: registry-serve describe deployment {name}, or delete deployment {name}.")
+        raise
+
+
+def _with_code(record: Record, tell: Tell) -> Record:
+    if records.spare(record):
+        return record
+    return record.model_copy(update={"code": gather(record.parsed, Path(record.folder), tell)})
 
 
 def _join(connection: ExitStack, draft: Record, tell: Tell) -> tuple[Cluster, str | None]:
@@ -213,28 +227,28 @@ def _join(connection: ExitStack, draft: Record, tell: Tell) -> tuple[Cluster, st
     return uploading, None
 
 
-def _earlier(name: str, cluster: Cluster, tell: Tell) -> Record | None:
-    """Return what is deployed under that name on that cluster now.
+def _earlier(name: str, kept: Record | None, cluster: Cluster, tell: Tell) -> Record | None:
+    """Return what is deployed under that name on that cluster now, given what is known under it.
 
     Raises:
-        ConfigurationError: an application that is none of ours.
+        ConfigurationError: an application that is none of ours, or ours on another cluster.
     """
-    there = records.find(name)
-    ours = there is not None and there.session == cluster.session and not there.stopped
+    if kept is not None:
+        refuse_elsewhere(kept, cluster)
     if name not in cluster.ask(look, tell=tell):
         return None
-    if not ours:
+    if kept is None or kept.stopped or kept.session != cluster.session:
         raise ConfigurationError(f"The cluster serves another application {name!r} already. Choose another name.")
-    return there
+    records.spare(kept)  # it may have to be brought back
+    return kept
 
 
 def _hand_over(draft: Record, cluster: Cluster, working_dir: str | None, before: Record | None, tell: Tell) -> Record:
-    """Give an application to Serve, and write down what it is."""
-    door = front_door(cluster, draft.order)
+    """Write down what an application is, and give it to Serve."""
+    door = front_door(cluster, draft.order, tell)
     built = build(draft, working_dir)
     pickled = cloudpickle.dumps(built.deployment)  # type: ignore[no-untyped-call]
     parcel = Parcel(draft.name, pickled, draft.replicas, built.resources, updates=before is not None)
-    cluster.ask(put, parcel, tell=tell)
     record = draft.model_copy(
         update={
             "serves": built.serves,
@@ -245,14 +259,20 @@ def _hand_over(draft: Record, cluster: Cluster, working_dir: str | None, before:
             "created": draft.created if before is None else before.created,
         }
     )
-    records.keep(record)
+    kept = records.find(draft.name)
+    records.keep(record)  # before Serve has it: who is interrupted between the two can still name it
+    try:
+        cluster.ask(put, parcel, tell=tell)
+    except Exception:
+        records.restore(draft.name, kept)
+        raise
     return record
 
 
 def _taken_back(
     record: Record, before: Record | None, kept: Record | None, error: ConfigurationError, tell: Tell
 ) -> ConfigurationError:
-    """Undo what failed; return the error to raise.
+    """Undo what failed, if no other command did something with it meanwhile; return the error to raise.
 
     Args:
         record: of what failed.
@@ -262,14 +282,17 @@ def _taken_back(
         tell: hears what happens.
     """
     with changing(tell):
+        there = records.find(record.name)
+        if there is None or there.stopped:
+            return ConfigurationError(f"{record.name} was {'deleted' if there is None else 'stopped'} meanwhile.")
+        if there.deployed != record.deployed:
+            return ConfigurationError(f"{record.name} was deployed anew meanwhile, and that is left alone.")
         if before is None:
             take_off(record, tell)
-            if kept is None:
-                records.forget(record.name)
-            else:
-                records.keep(kept)
+            records.restore(record.name, kept)
             return error
         with ExitStack() as connection:
+            before = _with_code(before, tell)
             cluster, working_dir = _join(connection, before, tell)
             _hand_over(before, cluster, working_dir, record, tell)
     return ConfigurationError(f"{error} What was deployed before goes on.")

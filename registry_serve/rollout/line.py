@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import Client, Connection, Listener
 from typing import Any, TypeVar
@@ -17,6 +17,10 @@ from typing import Any, TypeVar
 from registry_serve.errors import ConfigurationError, RegistryServeError
 
 logger = logging.getLogger(__name__)
+
+_OTHER_RELEASE = (
+    "The Ray cluster in the background was started by another release. Delete all deployments, and deploy them again."
+)
 
 Tell = Callable[[str], None]
 Answer = TypeVar("Answer")
@@ -29,17 +33,26 @@ def ask(socket: str, key: bytes, function: Callable[..., Answer], *given: Any, t
         RegistryServeError: as the function does.
         ConfigurationError: nobody is there any more.
     """
-    try:
-        with Client(socket, "AF_UNIX", authkey=key) as connection:
+    with _unless_it_ends():
+        connection = Client(socket, "AF_UNIX", authkey=key)
+    with connection:
+        with _unless_it_ends():
             connection.send((function, given))
-            while True:
+        while True:
+            with _unless_it_ends():
                 kind, value = connection.recv()
-                if kind == "done":
-                    answer: Answer = value
-                    return answer
-                if kind == "failed":
-                    raise value
-                tell(value)
+            if kind == "done":
+                answer: Answer = value
+                return answer
+            if kind == "failed":
+                raise value
+            tell(value)
+
+
+@contextmanager
+def _unless_it_ends() -> Iterator[None]:
+    try:
+        yield
     except (EOFError, OSError):
         raise ConfigurationError("The Ray cluster in the background has ended unexpectedly. Deploy again.") from None
 
@@ -56,7 +69,14 @@ def _answer(connection: Connection) -> None:
         connection.send(("doing", doing))
 
     with connection, suppress(EOFError, OSError):  # of a caller that leaves; what it asked for goes on in Serve
-        function, given = connection.recv()
+        try:
+            function, given = connection.recv()
+        except (EOFError, OSError):
+            raise
+        except Exception:
+            logger.exception("A pickle cannot be read.")
+            connection.send(("failed", ConfigurationError(_OTHER_RELEASE)))
+            return
         try:
             said = ("done", function(*given, tell))
         except RegistryServeError as error:

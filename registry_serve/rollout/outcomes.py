@@ -15,6 +15,8 @@ from registry_serve.errors import ConfigurationError
 Overviews = Mapping[str, ApplicationStatusOverview]
 
 _POLL_S = 0.1
+#: What Serve was just given may not be listed yet.
+_LISTED_WITHIN_S = 10.0
 _RAISED = re.compile(r"^(?:\w+\.)*(\w+): (.+)$", re.MULTILINE)
 _CHAINED = re.compile(r"^The above exception was the direct cause of the following exception:$", re.MULTILINE)
 
@@ -28,12 +30,20 @@ def wait_until_running(names: Collection[str], tell: Callable[[str], None], doin
         doing: makes a sentence of the number of replicas that are ready.
 
     Raises:
-        ConfigurationError: a replica cannot start. Ray would try again and again; nothing says that it would help.
+        ConfigurationError: a replica cannot start. Ray would try again and again; nothing says that it would help. Or
+            somebody has deleted an application.
     """
     said = ""
+    known: set[str] = set()
+    deadline = time.monotonic() + _LISTED_WITHIN_S
     while True:
         there = serve.status().applications
-        applications = {name: there[name] for name in names if name in there}
+        applications = {name: there[name] for name in names if name in there and not _ends(there[name])}
+        known.update(applications)
+        expected = names if time.monotonic() > deadline else known
+        for name in expected:
+            if name not in applications:
+                raise ConfigurationError(f"{name} was deleted meanwhile.")
         for overview in applications.values():
             raise_failure(overview)
         if len(applications) == len(names) and all(map(runs, applications.values())):
@@ -55,6 +65,10 @@ def ready(overview: ApplicationStatusOverview) -> int:
     """Return how many replicas of an application are ready."""
     states = [each.replica_states for each in overview.deployments.values()]
     return sum(count for each in states for state, count in each.items() if state == "RUNNING")
+
+
+def _ends(overview: ApplicationStatusOverview) -> bool:
+    return overview.status == ApplicationStatus.DELETING
 
 
 def _waits_for_room(overview: ApplicationStatusOverview) -> bool:

@@ -6,6 +6,8 @@ owner only.
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from registry_serve.deployment_file import DeploymentFile
-from registry_serve.errors import DeploymentNotFound
+from registry_serve.errors import ConfigurationError, DeploymentNotFound
 from registry_serve.rollout.code import Code
 from registry_serve.rollout.state import state_folder, write
 
@@ -113,14 +115,50 @@ def keep(record: Record) -> None:
     write(_path(record.name), record.model_dump_json(indent=2))
 
 
+def spare(record: Record) -> bool:
+    """Keep a record's archive from being pruned in the next hour; say whether it is there, if it has one."""
+    with suppress(FileNotFoundError):
+        if record.code.archive is not None:
+            os.utime(record.code.archive)
+        return True
+    return False
+
+
+def restore(name: str, earlier: Record | None) -> None:
+    """Bring the record of a deployment back to what it was: None where there was none."""
+    if earlier is None:
+        forget(name)
+    else:
+        keep(earlier)
+
+
 def forget(name: str) -> None:
     """Remove a record, if there is one."""
     _path(name).unlink(missing_ok=True)
 
 
 def find(name: str) -> Record | None:
-    """Return the record of a deployment, None where there is none."""
-    return _read(_path(name)) if name in _names() else None
+    """Return the record of a deployment, None where there is none.
+
+    Raises:
+        ConfigurationError: it cannot be read.
+    """
+    try:
+        return _read(name)
+    except ValidationError:
+        raise ConfigurationError(
+            f"{_path(name)} cannot be read: it is damaged, or of another release. `registry-serve "
+            f"delete deployment {name}` removes it, and ends what is deployed under that name."
+        ) from None
+
+
+def readable(name: str) -> bool:
+    """Say whether the record of a deployment makes sense; one that is not there does."""
+    try:
+        _read(name)
+    except ValidationError:
+        return False
+    return True
 
 
 def get(name: str) -> Record:
@@ -128,19 +166,25 @@ def get(name: str) -> Record:
 
     Raises:
         DeploymentNotFound: there is none.
+        ConfigurationError: it cannot be read.
     """
     found = find(name)
     if found is None:
-        raise DeploymentNotFound(name, _names())
+        raise DeploymentNotFound(name, names())
     return found
 
 
 def everything() -> list[Record]:
-    """Return all records, by name."""
-    return [record for record in map(find, _names()) if record is not None]
+    """Return all records, by name.
+
+    Raises:
+        ConfigurationError: one cannot be read.
+    """
+    return [record for record in map(find, names()) if record is not None]
 
 
-def _names() -> list[str]:
+def names() -> list[str]:
+    """Return the names of everything that is written down, also of what cannot be read."""
     return sorted(each.stem for each in state_folder("deployments").glob("*.json"))
 
 
@@ -148,8 +192,12 @@ def _path(name: str) -> Path:
     return state_folder("deployments") / f"{name}.json"
 
 
-def _read(path: Path) -> Record | None:
-    try:
-        return Record.model_validate_json(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValidationError):  # removed meanwhile, or written by another release
+def _read(name: str) -> Record | None:
+    if name not in names():
         return None
+    try:
+        record = Record.model_validate_json(_path(name).read_bytes())
+    except FileNotFoundError:  # removed meanwhile
+        return None
+    DeploymentFile.model_validate(record.file)
+    return record
