@@ -191,6 +191,7 @@ def test_a_default_models_type_is_its_task_where_it_is_one(model_type, task):
 MODEL = "model: {model_handler: a.B}\n"
 VARIABLES = "env_variables:\n  - key: TOKEN\n    value: "
 INTEGRATION = "integrations:\n  - {integration_type: "
+GIT_REPO = INTEGRATION + "git_repo, git_repo: hello, "
 #: What the schema refuses too.
 BAD = [
     ("name: a\n" + MODEL + "replicas: two\n", 3, "replicas must be an integer, not 'two'"),
@@ -452,6 +453,40 @@ def test_the_first_of_several_mistakes_is_told(reading):
         reading(text.replace(".py", ".b").replace("size: 0", "size: 1"))
 
 
+@pytest.mark.parametrize(
+    ("text", "line", "reason"),
+    [
+        ('command: export TOKEN="hunter2\n', 2, "command holds an export whose quote is not closed"),
+        ("command: |\n  export A='1\n  export B=2\n", 2, "command holds an export whose quote is not closed"),
+        (
+            GIT_REPO + 'pip_install: "-e \'."}\n',
+            3,
+            "integrations[0].pip_install must not end in a quote, or with a backslash",
+        ),
+        (GIT_REPO + "path: ..}\n", 3, "integrations[0].path must end with the name of a folder, not '..'"),
+        (GIT_REPO + "path: /}\n", 3, "integrations[0].path must end with the name of a folder, not '/'"),
+        (GIT_REPO + "path: ./}\n", 3, "integrations[0].path must end with the name of a folder, not './'"),
+    ],
+)
+def test_what_a_shell_or_a_folder_could_not_be_is_told_with_its_line(text, line, reason, reading):
+    with pytest.raises(DeploymentFileInvalid) as refused:
+        reading("name: a\n" + text + MODEL)
+    assert refused.value.args == ("deployment.yaml", line, reason)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "command: |\n  export A='1\n  2'\n  cat <<END\n  it's\n  END\n",
+        'command: "export A=1 \\\\"\n',
+        "command: export A=1  # it's one\n",
+        GIT_REPO + "path: /code/hello, pip_install: \"-e '.[dev]'\"}\n",
+    ],
+)
+def test_what_a_shell_and_a_folder_can_be_is_read(text, reading):
+    assert reading("name: a\n" + text + MODEL).name == "a"
+
+
 def test_aliases_that_multiply_are_refused(reading):
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 9)]
@@ -533,7 +568,7 @@ def test_what_is_shown_holds_no_secret(reading):
         ("export A=hunter'2 'hunter2 && B=hunter2; C=hunter2 run", "export A=*** && B=***; C=*** run"),
         ("A=$(echo hunter2 hunter2) B=`cat hunter2` C=(hunter2 hunter2) D+=hunter2", "A=*** B=*** C=*** D+=***"),
         ('export A="hunter2\nhunter2"\necho done', "export A=***\necho done"),
-        ("export A='hunter2 hunter2", "export A=***"),
+        ("A='hunter2 hunter2", "A=***"),
         ("curl -u ann:hunter2 http://x", "curl -u *** http://x"),
         ("curl -su 'ann:hunter 2' x", "curl -su *** x"),
         ("curl --user=ann:hunter2 --proxy-user \"ann:hunter2\" x", "curl --user=*** --proxy-user *** x"),

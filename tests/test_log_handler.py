@@ -396,6 +396,24 @@ def test_modules_that_would_take_the_place_of_others_are_refused(log, tmp_path):
         log("clash", HELLO, signature=TEXT)
 
 
+def test_what_mlflow_keeps_beside_the_code_does_not_go_along(tmp_path, monkeypatch):
+    project = tmp_path / "project"
+    for folder in ("mlruns", "mlartifacts", "node_modules", "words"):
+        (project / folder).mkdir(parents=True)
+        (project / folder / "large.txt").write_text("x")
+    (project / "hello.py").write_text(HELLO)
+    (project / "mlflow.db").write_text("of an older project")
+    (project / "words.db").write_text("of the handler")
+    monkeypatch.chdir(project)
+    with made_global("sqlite:///mine.db"):
+        mlflow.set_experiment(experiment_id=mlflow.create_experiment("here", (tmp_path / "store").as_uri()))
+        for _ in range(2):
+            info = log_handler("hello.Handler", code_paths=["."], input_example=["you"])
+    code = tmp_path / "store" / "models" / info.model_id / "artifacts" / "code"
+    found = {path.relative_to(code).as_posix() for path in code.rglob("*") if path.is_file()}
+    assert {each for each in found if "__pycache__" not in each} == {"hello.py", "words.db", "words/large.txt"}
+
+
 def test_local_modules_that_would_stay_behind_are_refused(log, tmp_path, monkeypatch):
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "left_behind.py").write_text("")

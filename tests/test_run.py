@@ -23,6 +23,7 @@ from registry_serve import cli, launch
 from registry_serve.application import AppArgs
 from registry_serve.cli.access import authorization
 from registry_serve.cli.run import model_and_reference, run
+from registry_serve.cli.serving import starting
 from registry_serve.errors import ConfigurationError
 from registry_serve.protocols.gate import ApiKeys
 from registry_serve.rollout.outcomes import cause
@@ -212,6 +213,25 @@ Traceback (most recent call last):
   File "/lib/cache.py", line 3, in load
 registry_serve.errors.LoadFailed: Version 5 of 'toy' cannot be loaded: it raised ValueError.
 """
+
+
+def test_of_two_that_start_together_one_keeps_off_the_usual_ports(tmp_path, monkeypatch):
+    monkeypatch.setenv("REGISTRY_SERVE_STATE", str(tmp_path / "state"))
+    with starting() as (first, started):
+        with starting() as (second, _):
+            assert (first, second) == (True, False)
+        started()
+        with starting() as (third, _):
+            assert third
+    assert [file.name for file in (tmp_path / "state").iterdir()] == ["starting.lock"]
+
+
+def test_a_user_without_a_home_folder_can_start(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("REGISTRY_SERVE_STATE", str(tmp_path / "file" / "state"))
+    with starting() as (usual_ports, started):
+        assert not usual_ports
+        started()
 
 
 def test_the_cause_of_a_failed_start_is_one_line():

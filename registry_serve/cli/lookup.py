@@ -6,7 +6,6 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Annotated, TypeVar
 from urllib.parse import unquote, urlsplit, urlunsplit
 
@@ -16,12 +15,18 @@ from rich.progress import track
 from registry_serve.application import choose_version
 from registry_serve.cli.screen import notes
 from registry_serve.errors import ConfigurationError, RegistryUnavailable
-from registry_serve.policies import RegistryAddress, VersionPolicy
-from registry_serve.registry import ModelVersion, Registry, impatient_http, parse_reference, registry_address
+from registry_serve.policies import VersionPolicy
+from registry_serve.registry import (
+    ModelVersion,
+    Registry,
+    impatient_http,
+    parse_reference,
+    registry_address,
+    require_database,
+)
 
 #: Questions to the registry under way at a time: MLflow opens a database at most fifteen times.
 _AT_A_TIME = 8
-_SQLITE = "sqlite:///"
 
 TrackingUri = Annotated[str | None, typer.Option(help="MLflow's tracking URI; MLFLOW_TRACKING_URI if not given.")]
 RegistryUri = Annotated[str | None, typer.Option(help="MLflow's registry URI, where it is another one.")]
@@ -38,7 +43,7 @@ def registry_at(tracking_uri: str | None, registry_uri: str | None) -> Iterator[
         ConfigurationError: there is none, or it does not answer.
     """
     address = registry_address(tracking_uri, registry_uri)
-    _require_database(address)
+    require_database(address, "--tracking-uri or MLFLOW_TRACKING_URI")
     # The error says it; the log is for servers.
     log = logging.getLogger("registry_serve")
     level = log.level
@@ -53,16 +58,6 @@ def registry_at(tracking_uri: str | None, registry_uri: str | None) -> Iterator[
         ) from error
     finally:
         log.setLevel(level)
-
-
-def _require_database(address: RegistryAddress) -> None:
-    """Look for the file of a database: MLflow would make an empty one, which is in nobody's interest here."""
-    for uri in (address.tracking_uri, address.registry_uri):
-        path = uri.removeprefix(_SQLITE).partition("?")[0]
-        if uri.startswith(_SQLITE) and not Path(path).exists():
-            raise ConfigurationError(
-                f"There is no registry at {uri}. Name one with --tracking-uri or MLFLOW_TRACKING_URI."
-            )
 
 
 def without_password(uri: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from registry_serve.cli.screen import Progress, progress, say
 from registry_serve.errors import ConfigurationError
 from registry_serve.launch import Launch, fast_environment
 from registry_serve.rollout import sessions
+from registry_serve.rollout.state import private, state_folder
 
 #: HAProxy asks a new replica a few times whether it is healthy before it sends it anything.
 _ANSWER_WITHIN_S = 60.0
@@ -126,7 +126,7 @@ def serve_until_stopped(
     with (
         _interrupted_by_signals(),
         tempfile.TemporaryDirectory(prefix="serve-", dir=_SHORT, ignore_cleanup_errors=True) as name,
-        _starting() as (usual_ports, started),
+        starting() as (usual_ports, started),
         closing(_cluster(launch, Path(name), max_body_bytes, usual_ports)) as cluster,
     ):
         answering = False
@@ -151,12 +151,17 @@ def _cluster(launch: Launch, folder: Path, max_body_bytes: int, usual_ports: boo
 
 
 @contextmanager
-def _starting() -> Iterator[tuple[bool, Callable[[], None]]]:
-    """Say whether nobody else on this machine is starting a cluster, and give what to call once ours has started.
+def starting() -> Iterator[tuple[bool, Callable[[], None]]]:
+    """Say whether this user starts no other cluster here just now, and give what to call once ours has started.
 
     HAProxy listens on its ports only long after they were chosen: of two that start together, one keeps off the usual.
     """
-    with Path(_SHORT, f"registry-serve-{os.getuid()}.starting").open("a") as lock:
+    try:
+        file = open(state_folder() / "starting.lock", "a", opener=private)  # noqa: SIM115 - closed below
+    except OSError:  # a container may have no home folder
+        yield False, lambda: None
+        return
+    with file as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

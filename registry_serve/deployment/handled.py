@@ -53,7 +53,8 @@ def deployment_from_handler(
         name: of the deployment; the handler's own if not given.
         model_parameters: keywords that the handler is built with.
         downloader: a function that fetches the model, defined at the top of its module; its dotted path; or the name of
-            an entry point in the group ``registry_serve.downloaders``; if not given, ``hf_path``, ``s3_path`` or ``gcp_path`` chooses one.
+            an entry point in the group ``registry_serve.downloaders``. If not given, ``hf_path``, ``s3_path`` or
+            ``gcp_path`` chooses one.
         download_parameters: keywords that the downloader is called with.
         code_paths: folders to import the handler from, absolute or below the replica's working directory.
         batching: ``"on"`` or ``"off"``, or a policy: whether inputs of several requests with equal parameters go to

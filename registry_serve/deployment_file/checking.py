@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import shlex
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import PurePosixPath
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -87,7 +89,7 @@ def checked(
     if not isinstance(document, Mapping):
         raise refuse((), f"the file must be a mapping of keys{found((), document)}")
     moved, origins, faults = modern(document)
-    faults.extend(broken_rules(moved))
+    faults.extend([*broken_rules(moved), *_shell_words(moved), *_folders(moved)])
     file = None
     try:
         file = DeploymentFile.model_validate(moved)
@@ -103,6 +105,48 @@ def checked(
     first = min(faults, key=order)
     path = origins.get(first.path, first.path)
     raise refuse(path, first.sentence(path)) from None
+
+
+def _shell_words(document: Mapping[str, Any]) -> Iterator[Fault]:
+    command = document.get("command")
+    if isinstance(command, str) and _has_an_open_export(command.splitlines()):
+        yield Fault(("command",), "holds an export whose quote is not closed")
+    for path, repository in _repositories(document):
+        words = repository.get("pip_install")
+        if isinstance(words, str) and not _is_whole(words):
+            yield Fault((*path, "pip_install"), "must not end in a quote, or with a backslash")
+
+
+def _folders(document: Mapping[str, Any]) -> Iterator[Fault]:
+    for path, repository in _repositories(document):
+        folder = repository.get("path")
+        if isinstance(folder, str) and folder and PurePosixPath(folder).name in ("", ".."):
+            where = (*path, "path")
+            yield Fault(where, f"must end with the name of a folder{found(where, folder)}")
+
+
+def _repositories(document: Mapping[str, Any]) -> Iterator[tuple[Path, Mapping[str, Any]]]:
+    integrations = document.get("integrations")
+    for index, each in enumerate(integrations if isinstance(integrations, list) else []):
+        if isinstance(each, Mapping) and each.get("integration_type") == "git_repo":
+            yield ("integrations", index), each
+
+
+def _has_an_open_export(lines: list[str]) -> bool:
+    """Look at each export, and at the lines after it: a quote may go over several."""
+    exports = [index for index, line in enumerate(lines) if line.split()[:1] == ["export"]]
+    ends = range(1, len(lines) + 1)
+    return any(
+        not any(_is_whole("\n".join([*lines[index:end], ""])) for end in ends if end > index) for index in exports
+    )
+
+
+def _is_whole(words: str) -> bool:
+    try:
+        shlex.split(words, comments=True)
+    except ValueError:
+        return False
+    return True
 
 
 def _fault(error: ErrorDetails, document: Mapping[str, Any]) -> Fault:

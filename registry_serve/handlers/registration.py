@@ -11,6 +11,8 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import mlflow.pyfunc
 from mlflow.models import Model, ModelSignature
@@ -25,8 +27,11 @@ from registry_serve.handlers.calls import streams, takes_body
 from registry_serve.handlers.imports import is_inside, is_somewhere, names_in, requirements_of
 from registry_serve.handlers.loading import ENTRY_POINTS, build, handler_class
 from registry_serve.handlers.spec import DEFAULT_HANDLER, HandlerSpec
+from registry_serve.registry import database_file
 
-_NO_CODE = shutil.ignore_patterns("__pycache__", "*.pyc", ".*", "venv")
+#: Where MLflow keeps models and runs beside the code if it is told nothing; each version would hold all before it.
+_STORES = ("mlruns", "mlartifacts", "mlflow.db", "mlflow.db-*")
+_NO_CODE = shutil.ignore_patterns("__pycache__", "*.pyc", ".*", "venv", "node_modules", *_STORES)
 
 
 def log_handler(
@@ -64,7 +69,8 @@ def log_handler(
         downloader: a function that fetches the model, its dotted path, or the name of an entry point in the group
             ``registry_serve.downloaders``; it runs once per node, when a replica loads the version.
         download_parameters: keywords that the downloader is called with.
-        code_paths: what goes along: folders to import modules from, folders of packages, files.
+        code_paths: what goes along: folders to import modules from, folders of packages, files. Environments, hidden
+            files, and what MLflow keeps beside the code stay here.
         input_example: some inputs. Versions whose rows turn out to be independent of each other, on this example, are
             called with the inputs of several requests at once.
         parameters: settings that a request may give, with their defaults.
@@ -139,7 +145,7 @@ def _gather(code_paths: Sequence[str | Path], code: Path) -> None:
             shutil.copy(given, code)
         elif given.is_dir():
             inside = given.name if (given / "__init__.py").exists() else ""
-            shutil.copytree(given, code / inside, ignore=_NO_CODE, dirs_exist_ok=True)
+            shutil.copytree(given, code / inside, ignore=_no_code, dirs_exist_ok=True, ignore_dangling_symlinks=True)
         else:
             raise ConfigurationError(f"There is no folder or file {str(given)!r}, which code_paths names.")
     taken = names_in(code) & {*sys.stdlib_module_names, __name__.partition(".")[0]}
@@ -148,6 +154,21 @@ def _gather(code_paths: Sequence[str | Path], code: Path) -> None:
             f"code_paths brings a module {min(taken)!r}, which would take another's place: rename it, or name a folder "
             f"with the handler's own code only."
         )
+
+
+def _no_code(folder: str, names: list[str]) -> set[str]:
+    """Say what does not go along."""
+    here, store = Path(folder).resolve(), _store()
+    return _NO_CODE(folder, names) | {name for name in names if here / name in store}
+
+
+def _store() -> set[Path]:
+    """Return where MLflow keeps models and runs now, as far as that is on this machine."""
+    uris = [mlflow.get_tracking_uri(), mlflow.get_registry_uri()]
+    databases = [file.resolve() for file in map(database_file, uris) if file is not None]
+    besides = [file.with_name(f"{file.name}-{kind}") for file in databases for kind in ("journal", "shm", "wal")]
+    folders = [Path(url2pathname(urlsplit(uri).path)).resolve() for uri in uris if uri.startswith("file:")]
+    return {*databases, *besides, *folders}
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import mlflow
 
+from registry_serve.errors import ConfigurationError
 from registry_serve.policies import RegistryAddress
 
 logger = logging.getLogger(__name__)
@@ -31,6 +32,27 @@ def registry_address(tracking_uri: str | None = None, registry_uri: str | None =
             "MLflow migrates the database's schema without asking, which locks older clients out."
         )
     return RegistryAddress(_absolute(tracking), _absolute(registry))
+
+
+def require_database(address: RegistryAddress, named_with: str) -> None:
+    """Look for the file of a database: MLflow would make an empty one, which is in nobody's interest here.
+
+    Args:
+        address: of the registry.
+        named_with: what another one can be named with, for the error.
+
+    Raises:
+        ConfigurationError: there is no such file.
+    """
+    for uri in (address.tracking_uri, address.registry_uri):
+        path = database_file(uri)
+        if path is not None and not path.exists():
+            raise ConfigurationError(f"There is no registry at {uri}. Name one with {named_with}.")
+
+
+def database_file(uri: str) -> Path | None:
+    """Return the file of a SQLite database, None for every other address."""
+    return Path(uri.removeprefix(_SQLITE).partition("?")[0]) if uri.startswith(_SQLITE) else None
 
 
 def _absolute(uri: str) -> str:

@@ -20,7 +20,7 @@ from registry_serve.errors import ConfigurationError
 from registry_serve.launch import Launch, fast_environment, require_free
 from registry_serve.policies import Limits
 from registry_serve.rollout import sessions
-from registry_serve.rollout.state import state_folder, write
+from registry_serve.rollout.state import private, state_folder, write
 
 Tell = Callable[[str], None]
 
@@ -40,34 +40,20 @@ _OURS = {
 _MARK = "RAY_SERVE_HAPROXY_SERVER_STATE_BASE"
 
 
-class Background(BaseModel):
-    """That cluster, as its record tells.
+class Held(BaseModel):
+    """What must be known of that cluster to end it: every release writes this so.
 
     Attributes:
-        address: of Ray.
-        session: folder of Ray's files and logs.
         leader: the process that holds it; its number is also that of the session of all its processes.
         born: when that process began, in seconds since the epoch: numbers of processes are used again.
-        started: the same, for people.
         folder: for HAProxy's files, and the line.
-        socket: of the line to the process that holds it.
-        key: that opens the line, hexadecimal.
-        host: that it listens on.
-        port: that it listens on.
     """
 
     model_config = ConfigDict(frozen=True)
 
-    address: str
-    session: str
     leader: int
     born: float
-    started: datetime
     folder: str
-    socket: str
-    key: str = Field(repr=False)
-    host: str
-    port: int
 
     @property
     def alive(self) -> bool:
@@ -94,17 +80,56 @@ class Background(BaseModel):
                     each.kill()
 
 
+class Background(Held):
+    """That cluster, as its record tells.
+
+    Attributes:
+        address: of Ray.
+        session: folder of Ray's files and logs.
+        started: when the process that holds it began.
+        socket: of the line to that process.
+        key: that opens the line, hexadecimal.
+        host: that it listens on.
+        port: that it listens on.
+    """
+
+    address: str
+    session: str
+    started: datetime
+    socket: str
+    key: str = Field(repr=False)
+    host: str
+    port: int
+
+
 def living(tell: Tell) -> Background | None:
-    """Return the cluster in the background, if it lives; what a dead one has left is removed."""
+    """Return the cluster in the background, if it lives; what a dead one has left is removed.
+
+    Raises:
+        ConfigurationError: its record cannot be read, so it cannot be asked for anything.
+    """
     try:
-        found = Background.model_validate_json(_record().read_text())
-    except (FileNotFoundError, ValidationError):
+        written = _record().read_bytes()
+    except FileNotFoundError:
         return None
+    found = _read(written)
     if found.alive:
-        return found
+        if isinstance(found, Background):
+            return found
+        raise ConfigurationError(
+            f"The Ray cluster in the background is one of another release ({_record()}). End it, with all that is "
+            f"deployed on it, by `kill {found.leader}`; then deploy again."
+        )
     tell("The Ray cluster in the background has ended unexpectedly; what it left is removed")
     found.end()
     return None
+
+
+def _read(written: bytes) -> Held:
+    for kind in (Background, Held):
+        with suppress(ValidationError):
+            return kind.model_validate_json(written)
+    raise ConfigurationError(f"{_record()} cannot be read. End what it was written for, if that runs, and remove it.")
 
 
 def start(tell: Tell, host: str, port: int) -> Background:
@@ -130,7 +155,7 @@ def start(tell: Tell, host: str, port: int) -> Background:
 
 
 def _process(folder: Path, environment: Mapping[str, str]) -> subprocess.Popen[str]:
-    with _log().open("wb") as said:
+    with open(_log(), "wb", opener=private) as said:
         return subprocess.Popen(
             [sys.executable, "-m", "registry_serve.rollout.head"],
             stdin=subprocess.PIPE,

@@ -10,9 +10,12 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+import time
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path, PurePosixPath
 
 from registry_serve.deployment_file import DeploymentFile, GitRepo
@@ -30,6 +33,18 @@ _MARK = ".registry-serve"
 #: Where Ray has unpacked the archive when it calls pip.
 _UNPACKED = "${RAY_RUNTIME_ENV_CREATE_WORKING_DIR}"
 _GIT_TIMEOUT_S = 600
+#: Options of pip that name a file or a folder; each is a line of a requirements file as well.
+_WITH_PATH = ("-r", "--requirement", "-c", "--constraint", "-f", "--find-links")
+_WITH_VALUE = (
+    *("-i", "--index-url", "--pypi-url", "--extra-index-url", "--trusted-host", "--proxy", "--cert", "--client-cert"),
+    *("--no-binary", "--only-binary", "--platform", "--python-version", "--implementation", "--abi"),
+    *("-C", "--config-settings", "--config-setting", "--global-option", "--upgrade-strategy", "--use-feature"),
+    *("--use-deprecated", "--timeout", "--default-timeout", "--retries", "--exists-action", "--cache-dir", "--log"),
+    *("--progress-bar", "--keyring-provider", "--root-user-action", "--report", "--src", "-t", "--target"),
+    *("--root", "--prefix", "--python", "--group"),
+)
+#: How long an archive is kept that is in no record: of what is being deployed, or may have to be brought back.
+_KEPT_S = 3600
 #: The same content has the same bytes, hence the same name.
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
@@ -81,30 +96,41 @@ def gather(file: DeploymentFile, folder: Path, tell: Tell) -> Code:
 
 
 def prune(used: set[str]) -> None:
-    """Remove the archives that no deployment uses any more."""
+    """Remove the archives that no deployment uses any more, but none that a command may be about to use."""
     for each in state_folder("code").glob("*.zip"):
-        if str(each) not in used:
-            each.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            if str(each) not in used and time.time() - each.stat().st_mtime > _KEPT_S:
+                each.unlink()
 
 
 def _name(repo: GitRepo, folder: Path) -> str:
-    """Return the name that a repository is imported under."""
+    """Return the name that a repository is imported under.
+
+    Raises:
+        ConfigurationError: it has none.
+    """
     if repo.path is not None:
         return PurePosixPath(repo.path).name
     local = _local(repo, folder)
     written = local.name if local is not None else re.split(r"[/:]", repo.git_repo.rstrip("/"))[-1]
-    return written.removesuffix(".git")
+    name = written.removesuffix(".git")
+    if name in ("", ".", ".."):
+        raise ConfigurationError(f"git_repo {_shown(repo.git_repo)!r} has no name to import it under. Give it a path.")
+    return name
 
 
 def _local(repo: GitRepo, folder: Path) -> Path | None:
-    path = folder / Path(repo.git_repo.removeprefix("file://")).expanduser()
+    try:
+        path = folder / Path(repo.git_repo.removeprefix("file://")).expanduser()
+    except RuntimeError:
+        raise ConfigurationError(f"git_repo {repo.git_repo!r} is in nobody's home folder: no such user.") from None
     return path.resolve() if path.is_dir() else None
 
 
 def _fetch(repo: GitRepo, folder: Path, target: Path, tell: Tell) -> None:
     local = _local(repo, folder)
     if local is not None and not (repo.git_branch or repo.git_commit):
-        shutil.copytree(local, target, ignore=_ignored(local))
+        _copy(local, target)
         return
     source = str(local) if local is not None else _address(repo, folder)
     tell(f"Fetching {_shown(source)}")
@@ -117,6 +143,15 @@ def _fetch(repo: GitRepo, folder: Path, target: Path, tell: Tell) -> None:
         address = source if local is None else local.as_uri()  # a path is not cloned shallowly
         _git(["clone", "--quiet", "--depth", "1", *branch, "--", address, str(target)], source)
     shutil.rmtree(target / ".git")
+
+
+def _copy(local: Path, target: Path) -> None:
+    try:
+        shutil.copytree(local, target, ignore=_ignored(local), ignore_dangling_symlinks=True)
+    except OSError as error:
+        failed = error.args[0] if isinstance(error, shutil.Error) else None
+        source, reason = (failed[0][0], failed[0][2]) if isinstance(failed, list) else (local, error.strerror)
+        raise ConfigurationError(f"{source} cannot be copied for the replicas: {reason}.") from None
 
 
 def _address(repo: GitRepo, folder: Path) -> str:
@@ -183,19 +218,38 @@ def _ignored(root: Path) -> Callable[[str, list[str]], set[str]]:
 def _pip_install(repo: GitRepo, name: str) -> tuple[list[str], list[str]]:
     """Return requirements and options for what ``pip install`` would be told in the repository."""
     requirements, options = [], []
-    words = iter(shlex.split(repo.pip_install or ""))
+    words = iter(_words(repo.pip_install or ""))
     for word in words:
-        if word in ("-r", "--requirement", "-c", "--constraint"):
-            requirements.append(f"{word} {_UNPACKED}/{name}/{next(words, '')}")
+        if word in _WITH_PATH:
+            requirements.append(f"{word} {_unpacked(name, next(words, ''))}")
         elif word in ("-e", "--editable"):
             continue  # what is installed is a copy in any case
+        elif word in _WITH_VALUE:
+            options += [word, *islice(words, 1)]
         elif word.startswith("-"):
             options.append(word)
         elif word.startswith("."):
-            requirements.append(f"{_UNPACKED}/{name}/{word.removeprefix('./')}".removesuffix("/."))
+            requirements.append(_unpacked(name, word))
         else:
             requirements.append(word)
     return requirements, options
+
+
+def _words(pip_install: str) -> Iterator[str]:
+    """Yield the words, also those that pip takes in one: ``--requirement=FILE``, ``-rFILE``, ``-e.``."""
+    for word in shlex.split(pip_install):
+        option, joined, value = word.partition("=")
+        if joined and option in (*_WITH_PATH, "--editable"):
+            yield from (option, value)
+        elif word[:2] in ("-r", "-c", "-f", "-e") and len(word) > 2:
+            yield from (word[:2], word[2:])
+        else:
+            yield word
+
+
+def _unpacked(name: str, path: str) -> str:
+    """Return where a path of a repository is for a replica; addresses and absolute paths stay what they are."""
+    return path if _URL.match(path) else str(PurePosixPath(_UNPACKED, name, path))
 
 
 def _archive(staging: Path) -> Path:

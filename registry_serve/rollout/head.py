@@ -13,6 +13,7 @@ import json
 import os
 import sys
 from multiprocessing.connection import Listener
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -36,6 +37,7 @@ def main() -> None:
     def tell(**message: Any) -> None:
         print(json.dumps(message), file=told, flush=True)
 
+    _keep_private()
     tell(doing="Starting Ray")
     started: Any = ray.init(
         address="local",
@@ -54,6 +56,15 @@ def main() -> None:
         tell(address=started.address_info["gcs_address"], session=started.address_info["session_dir"])
         told.close()
         answer(listener)
+
+
+def _keep_private() -> None:
+    """Let nobody else read what Ray's processes write: the replicas' variables, their code, Ray's own key."""
+    os.umask(0o077)  # Ray opens its folders to everybody, again with each process that starts, but not its files
+    # It may be older than this process. One that RAY_AUTH_TOKEN_PATH names is not Ray's.
+    key = Path.home() / ".ray" / "auth_token"
+    if key.is_file():
+        key.chmod(0o600)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from registry_serve.application import choose_version
 from registry_serve.deployment_file import DeploymentFile
 from registry_serve.errors import ConfigurationError
 from registry_serve.policies import VersionPolicy
-from registry_serve.registry import Registry, impatient_http, parse_reference, registry_address
+from registry_serve.registry import Registry, impatient_http, parse_reference, registry_address, require_database
 from registry_serve.rollout.records import Source
 from registry_serve.rollout.variables import variables
 
@@ -22,6 +22,7 @@ def source_of(file: DeploymentFile) -> Source | None:
         return None
     given = variables(file)
     address = registry_address(given.get("MLFLOW_TRACKING_URI"), given.get("MLFLOW_REGISTRY_URI"))
+    require_database(address, "MLFLOW_TRACKING_URI, here or under env_variables")
     with impatient_http(address):
         registry = Registry(address)
         if model.version is None:

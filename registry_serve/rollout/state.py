@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +20,10 @@ def state_folder(*below: str) -> Path:
     """Return that folder, or one below it; it is made if it is not there."""
     root = Path(os.environ.get(STATE_VARIABLE) or platformdirs.user_state_dir("registry-serve")).expanduser()
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = root.stat()
+    # A folder such as /tmp, which everybody may write to, is root's, but not for root alone.
+    if found.st_uid == os.getuid() and found.st_mode & 0o077 and not found.st_mode & stat.S_ISVTX:
+        root.chmod(0o700)
     folder = root.joinpath(*below).absolute()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     return folder
@@ -29,6 +34,13 @@ def write(path: Path, content: str) -> None:
     with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, prefix=".new-", delete=False) as file:
         file.write(content)  # tempfile's files have mode 0600
     os.replace(file.name, path)
+
+
+def private(path: str, flags: int) -> int:
+    """Open a file for its owner only, as ``open(..., opener=private)``."""
+    descriptor = os.open(path, flags, 0o600)
+    os.fchmod(descriptor, 0o600)  # it may have been there
+    return descriptor
 
 
 @contextmanager

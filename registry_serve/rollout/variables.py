@@ -5,10 +5,17 @@ from __future__ import annotations
 import re
 import shlex
 import sys
+from collections.abc import Iterator
 
 from registry_serve.deployment_file import DeploymentFile
 
-_EXPORT = re.compile(r"^\s*export\s+(?P<assigned>[A-Za-z_]\w*=.*)$")
+_SPACE = r"(?:[ \t]|\\\n)"
+#: What no shell has to work out, but for variables: no commands in it or after it.
+_ASSIGNMENT = r"""[A-Za-z_]\w*=(?:"(?:[^"\\`$]|\\.|\$(?!\())*"|'[^']*'|\\.|[^\s"'`\\;&|<>()])*"""
+_EXPORT = re.compile(
+    rf"^[ \t]*export(?P<assigned>(?:{_SPACE}+{_ASSIGNMENT})+){_SPACE}*(?:;[ \t]*)?(?:(?<=[\s;])#[^\n]*)?$",
+    re.MULTILINE | re.DOTALL,
+)
 _REFERENCE = re.compile(r"\$(\w+)")
 #: Where MosaicML puts repositories; here they are in the replica's working directory.
 _MOSAICML_CODE = "/code/"
@@ -19,7 +26,7 @@ def variables(file: DeploymentFile) -> dict[str, str]:
 
     ``${NAME}`` in a value is replaced by Ray, on the node of the replica.
     """
-    exported = dict(_exported(line) for line in _exports(file.command))
+    exported = dict(_exports(file.command))
     path = exported.pop("PYTHONPATH", None)
     if path is not None:
         elsewhere = [each for each in path.split(":") if not each.startswith(_MOSAICML_CODE)]
@@ -29,15 +36,15 @@ def variables(file: DeploymentFile) -> dict[str, str]:
 
 def code_paths(file: DeploymentFile) -> list[str]:
     """Return the folders of the working directory that the file's command puts on ``PYTHONPATH``."""
-    exported = dict(_exported(line) for line in _exports(file.command))
+    exported = dict(_exports(file.command))
     named = exported.get("PYTHONPATH", "").split(":")
     return [each.removeprefix(_MOSAICML_CODE) for each in named if each.startswith(_MOSAICML_CODE)]
 
 
 def only_exports(command: str | None) -> bool:
     """Say whether nothing of a command is left when its ``export`` lines are honoured."""
-    lines = [line for line in (command or "").splitlines() if line.strip() and not line.lstrip().startswith("#")]
-    return all(map(_EXPORT.match, lines))
+    left = _EXPORT.sub("", command or "").splitlines()
+    return not [line for line in left if line.strip() and not line.lstrip().startswith("#")]
 
 
 def executable(command: str) -> str:
@@ -46,12 +53,8 @@ def executable(command: str) -> str:
     return f"sh -ec {shlex.quote(script)} {shlex.quote(sys.executable)}"
 
 
-def _exports(command: str | None) -> list[str]:
-    matches = map(_EXPORT.match, (command or "").splitlines())
-    return [match["assigned"] for match in matches if match is not None]
-
-
-def _exported(assigned: str) -> tuple[str, str]:
-    name, _, value = assigned.partition("=")
-    words = shlex.split(value, comments=True)
-    return name, _REFERENCE.sub(r"${\1}", words[0] if words else "")
+def _exports(command: str | None) -> Iterator[tuple[str, str]]:
+    for line in _EXPORT.finditer(command or ""):
+        for assigned in shlex.split(line["assigned"].replace("\\\n", "")):
+            name, _, value = assigned.partition("=")
+            yield name, _REFERENCE.sub(r"${\1}", value)
