@@ -92,7 +92,9 @@ def copies(tmp_path_factory):
         for file in target.glob("*.yaml"):
             file.write_text(file.read_text().replace("/tmp/my_custom_location", str(target / "store")))
         for script in target.glob("make_*.py"):
-            environment = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{target}/mlflow.db"}
+            # Other tests leave MLflow's choices, such as an experiment, in the environment.
+            own = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+            environment = {**own, "MLFLOW_TRACKING_URI": f"sqlite:///{target}/mlflow.db"}
             subprocess.run([sys.executable, script.name], cwd=target, env=environment, check=True, timeout=200)
         made.add(name)
         return target

@@ -44,6 +44,13 @@ def state(tmp_path, monkeypatch):
 
 
 @pytest.fixture
+def alone(monkeypatch):
+    """As in a process that has not joined a cluster, which this one may have for other tests."""
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.shutdown", lambda: None)
+
+
+@pytest.fixture
 def listening():
     """An address where somebody listens who is no cluster."""
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -250,7 +257,7 @@ def test_what_ran_on_a_cluster_that_is_gone_is_deleted(listening):
         ("127.0.0.1:1", "Nobody listens at 127.0.0.1"),
     ],
 )
-def test_an_address_that_is_no_cluster_is_told_at_once(monkeypatch, address, said):
+def test_an_address_that_is_no_cluster_is_told_at_once(monkeypatch, alone, address, said):
     monkeypatch.setenv("RAY_ADDRESS", address)
     records.keep(record_of())
     began = time.monotonic()
@@ -259,7 +266,7 @@ def test_an_address_that_is_no_cluster_is_told_at_once(monkeypatch, address, sai
     assert time.monotonic() - began < 10
 
 
-def test_a_cluster_that_cannot_be_joined_tells_of_tokens(monkeypatch, listening):
+def test_a_cluster_that_cannot_be_joined_tells_of_tokens(monkeypatch, alone, listening):
     def refuses(**options):
         raise ConnectionError("Ray gave up.")
 
