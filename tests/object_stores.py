@@ -6,6 +6,7 @@ import re
 import socket
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -97,7 +98,7 @@ class Wire:
                     time.sleep(len(block) / self.bytes_per_s)
 
 
-class Bucket:
+class Bucket(ABC):
     """A bucket of its own in a real store behind a wire.
 
     Attributes:
@@ -120,11 +121,13 @@ class Bucket:
         for name, content in files.items():
             self.put(f"{path}/{name}", content)
 
+    @abstractmethod
     def put(self, key: str, content: bytes) -> None:
-        raise NotImplementedError
+        """Write an object."""
 
+    @abstractmethod
     def delete(self, key: str) -> None:
-        raise NotImplementedError
+        """Remove an object."""
 
 
 class S3Bucket(Bucket):

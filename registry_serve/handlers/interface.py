@@ -33,4 +33,5 @@ class ModelHandlerInterface:
                 inputs, and ``parameters``, a dict, empty where the client sent none. Requests of several clients may
                 come together, but only such whose parameters are equal.
         """
+        # For callers of their own: a server refuses a subclass that does not define it before anything is built.
         raise NotImplementedError
