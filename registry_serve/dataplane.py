@@ -31,11 +31,13 @@ from registry_serve.errors import (
     VersionLoading,
     WarmUpFailed,
 )
+from registry_serve.generation import Chunk
 from registry_serve.handlers import HandlerContract, OnlyVersion
 from registry_serve.known import KnownVersions
 from registry_serve.leases import Lease, VersionState
 from registry_serve.models import LoadedModel, ModelLost
 from registry_serve.models.served import ServedModel
+from registry_serve.models.streams import gathered
 from registry_serve.policies import BatchPolicy, CachePolicy, Limits
 from registry_serve.rates import RateLimit
 from registry_serve.registry import ModelVersion, Resolver, VersionKey
@@ -59,10 +61,12 @@ class Answer:
     Attributes:
         version: the version that answered.
         body: JSON, encoded.
+        chunk: what is known of a piece of generated text.
     """
 
     version: str
     body: bytes
+    chunk: Chunk | None = None
 
 
 class DataPlane:
@@ -175,8 +179,8 @@ class DataPlane:
             if request.count != 1:
                 raise InvalidRequest([{"location": ["inputs"], "message": "must be one input, to be streamed"}])
             async with aclosing(self._generate(version, request)) as pieces:
-                async for piece in pieces:
-                    yield Answer(version.number, piece)
+                async for piece, chunk in pieces:
+                    yield Answer(version.number, piece, chunk)
 
     async def call(self, reference: str | None, rows: Any, params: Mapping[str, Any] | None) -> bytes:
         """Answer a caller from Python, whose rows and params are plain values as JSON would give them."""
@@ -185,12 +189,28 @@ class DataPlane:
             request = await asyncio.to_thread(self._known.schema(version).check_call, rows, params)
             return await self._predict(version, request, self.limits.request_timeout_s)
 
+    async def call_generate(
+        self, reference: str | None, rows: Any, params: Mapping[str, Any] | None
+    ) -> AsyncGenerator[list[Chunk], None]:
+        """Answer a caller from Python piece by piece; what comes while it is busy is given together."""
+        with self._admission.admitted():
+            version = await self.resolver.resolve(reference)
+            request = await asyncio.to_thread(self._known.schema(version).check_call, rows, params)
+            if request.count != 1:
+                raise InvalidRequest([{"location": ["inputs"], "message": "must be one input, to be streamed"}])
+            async with aclosing(self._generate(version, request)) as pieces, aclosing(gathered(pieces)) as together:
+                async for several in together:
+                    yield [chunk for _, chunk in several if chunk is not None]
+
     def check_health(self) -> None:
         """Find a model that has not come back: nothing but a new process frees its thread.
 
         Raises:
             ReplicaStuck: a call or a load has lasted for too long.
         """
+        for key, model in self.cache.models():
+            if model.lost:
+                raise ReplicaStuck(f"The engine of version {key.number} of {key.model!r}", model.busy_s)
         limit = self.limits.stuck_after_s
         if limit is None:
             return
@@ -257,7 +277,9 @@ class DataPlane:
         except (ModelLost, TimeoutError) as error:
             raise self._failure(error, version, lease, started) from error
 
-    async def _generate(self, version: ModelVersion, request: Request) -> AsyncGenerator[bytes, None]:
+    async def _generate(
+        self, version: ModelVersion, request: Request
+    ) -> AsyncGenerator[tuple[bytes, Chunk | None], None]:
         limit_s = self.limits.request_timeout_s
         started, lease = time.monotonic(), self._lease(version, limit_s)
         try:

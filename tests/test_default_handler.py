@@ -11,34 +11,24 @@ import time
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
     BertConfig,
     BertModel,
-    GPT2Config,
     GPT2LMHeadModel,
-    LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
-    T5Config,
-    T5ForConditionalGeneration,
 )
 
 from registry_serve.downloaders import Download
 from registry_serve.errors import HandlerInvalid, InvalidRequest
+from registry_serve.generation.parameters import GenerationParameters
+from registry_serve.generation.pieces import before_stop
 from registry_serve.handlers import HandlerSpec, build
 from registry_serve.handlers.huggingface import HuggingFaceHandler
-from registry_serve.handlers.huggingface.parameters import GenerationParameters
-from registry_serve.handlers.huggingface.pieces import before_stop
+from tests import language_models
+from tests.language_models import CONTEXT, saved, sentence_tokenizer
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-CONTEXT = 64
-TEXTS = [
-    "The river rose during the night.",
-    "A boat came down the river.",
-    "Größe, naïve, 日本語 and 🙂 are words.",
-] * 20
-CHAT = "{% for each in messages %}<{{ each.role }}>{{ each.content }}{% endfor %}<assistant>"
 GREEDY = {"do_sample": False, "max_new_tokens": 12}
 PROMPTS = ["The river", "A boat came down the river and", "night", "Größe"]
 
@@ -52,87 +42,19 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-def byte_tokenizer(**special):
-    """Bytes, as GPT-2 has them."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=400, special_tokens=["<pad>", "<end>"], initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator(TEXTS, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", **special)
-
-
-def sentence_tokenizer(ending="</s>", **special):
-    """Pieces that bring the space before them, as Llama and T5 have them."""
-    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
-    tokenizer.normalizer = normalizers.NFKC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    tokenizer.decoder = decoders.Metaspace()
-    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<pad>", "</s>", "<unk>"], show_progress=False)
-    tokenizer.train_from_iterator(TEXTS, trainer)
-    if ending:
-        end = [(ending, tokenizer.token_to_id(ending))]
-        tokenizer.post_processor = processors.TemplateProcessing(single=f"$A {ending}", special_tokens=end)
-    names = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names, **special)
-
-
-def saved(folder, tokenizer, model):
-    tokenizer.save_pretrained(folder)
-    model.save_pretrained(folder)
-    return str(folder)
-
-
 @pytest.fixture(scope="module")
 def gpt2(tmp_path_factory):
-    """Positions are learned, nothing to pad with, no chat template."""
-    torch.manual_seed(7)
-    tokenizer = byte_tokenizer()
-    config = GPT2Config(
-        vocab_size=len(tokenizer), n_positions=CONTEXT, n_embd=32, n_layer=2, n_head=2, initializer_range=0.3
-    )
-    config.bos_token_id = config.eos_token_id = tokenizer.eos_token_id
-    return saved(tmp_path_factory.mktemp("gpt2"), tokenizer, GPT2LMHeadModel(config))
+    return language_models.gpt2(tmp_path_factory.mktemp("gpt2"))
 
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory):
-    """Positions are rotations, pieces bring their space, a chat template."""
-    torch.manual_seed(3)
-    tokenizer = sentence_tokenizer(ending="")
-    tokenizer.chat_template = CHAT
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        max_position_embeddings=CONTEXT,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        initializer_range=0.3,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    return saved(tmp_path_factory.mktemp("llama"), tokenizer, LlamaForCausalLM(config))
+    return language_models.llama(tmp_path_factory.mktemp("llama"))
 
 
 @pytest.fixture(scope="module")
 def t5(tmp_path_factory):
-    torch.manual_seed(5)
-    tokenizer = sentence_tokenizer(model_max_length=CONTEXT)
-    sizes = {"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 2}
-    config = T5Config(
-        vocab_size=len(tokenizer),
-        pad_token_id=tokenizer.pad_token_id,
-        decoder_start_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        initializer_factor=5.0,
-        **sizes,
-    )
-    return saved(tmp_path_factory.mktemp("t5"), tokenizer, T5ForConditionalGeneration(config))
+    return language_models.t5(tmp_path_factory.mktemp("t5"))
 
 
 @pytest.fixture(scope="module")

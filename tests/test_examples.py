@@ -24,9 +24,9 @@ from registry_serve import cli, deployment_from_handler, rollout
 from registry_serve.deployment_file import notices, read
 from registry_serve.downloaders import Download
 from registry_serve.errors import RegistryServeError, ResourcesMissing
+from registry_serve.generation.parameters import GenerationParameters
 from registry_serve.handlers import HandlerSpec
 from registry_serve.handlers.huggingface import HuggingFaceHandler
-from registry_serve.handlers.huggingface.parameters import GenerationParameters
 from registry_serve.handlers.spec import DEFAULT_HANDLER
 from registry_serve.planes import handler_plane
 from registry_serve.policies import BatchPolicy, Limits

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -16,6 +16,7 @@ from ray.serve import Deployment
 from starlette.types import ASGIApp
 
 from registry_serve.dataplane import DataPlane
+from registry_serve.generation import Chunk
 from registry_serve.leases import VersionState
 from registry_serve.logs import log_where_serve_does
 from registry_serve.metrics import Metrics
@@ -136,6 +137,13 @@ def deployment_of(served: Served) -> Deployment:
             """Answer rows and params from another deployment; ``multiplexed_model_id`` names the version."""
             reference = serve.get_multiplexed_model_id()
             return from_json(await self._plane.call(reference, rows, params))
+
+        async def generate(
+            self, rows: Any, params: Mapping[str, Any] | None = None
+        ) -> AsyncGenerator[list[Chunk], None]:
+            """Answer one row from another deployment piece by piece: at each step the pieces that have come."""
+            async for chunks in self._plane.call_generate(serve.get_multiplexed_model_id(), rows, params):
+                yield chunks
 
         async def describe(self) -> Mapping[str, Any]:
             """Return what ``GET /model`` returns."""

@@ -14,6 +14,7 @@
     ├── ReplicaStuck                      a model has not come back for too long (told to Ray, not to clients)
     ├── MalformedJSON              400    the body is not JSON
     ├── VersionReferenceConflict   400    two different versions were asked for at once
+    ├── TooManyTokens              400    prompt and answer together are too long to be generated here
     ├── Unauthenticated            401    API key missing or wrong
     ├── VersionForbidden           403    the version policy does not allow this version
     ├── ForeignOrigin              403    a browser page of another site sent the request
@@ -66,6 +67,7 @@ from registry_serve.errors.requests import (
     RateLimited,
     SignatureConflict,
     TooManyRequests,
+    TooManyTokens,
     Unauthenticated,
     VersionForbidden,
     VersionNotFound,
@@ -120,6 +122,7 @@ __all__ = [
     "SignatureUnsupported",
     "StreamingUnsupported",
     "TooManyRequests",
+    "TooManyTokens",
     "Unauthenticated",
     "VersionForbidden",
     "VersionLoading",

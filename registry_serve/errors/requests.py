@@ -22,6 +22,23 @@ class MalformedJSON(RegistryServeError):
         return {"position": {"line": self.given["line"], "column": self.given["column"]}}
 
 
+class TooManyTokens(RegistryServeError):
+    """``asked`` are the tokens of prompt and answer together, ``limit`` is how many one request may have."""
+
+    status = 400
+    code = "too_many_tokens"
+    title = "Prompt and answer together are too long"
+    fields = ("asked", "limit")
+    sentence = (
+        "Prompt and answer may have {asked} tokens together, and this server holds {limit} for one request. "
+        "Shorten the prompt, or ask for fewer new tokens."
+    )
+
+    @property
+    def members(self) -> Mapping[str, Any]:
+        return {"limit_tokens": self.given["limit"]}
+
+
 class VersionReferenceConflict(RegistryServeError):
     """Header and path, or the two spellings of the header, ask for different versions."""
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import AsyncGenerator, Callable, Generator
 from typing import Any, Protocol, runtime_checkable
+
+from registry_serve.generation import Chunk
 
 
 class LoadedModel(Protocol):
@@ -37,6 +39,47 @@ class StreamingModel(Protocol):
             data: as for ``predict``.
             params: as for ``predict``.
         """
+
+
+@runtime_checkable
+class GeneratingModel(Protocol):
+    """A loaded model that generates text by an engine of its own, which takes many requests at a time.
+
+    Its methods belong to the event loop; they never block it.
+    """
+
+    async def answer(self, data: Any, params: dict[str, Any] | None, progressed: Callable[[], None]) -> Any:
+        """Answer for all rows.
+
+        Args:
+            data: as for ``predict``.
+            params: as for ``predict``.
+            progressed: called whenever the engine has come on with one of them.
+
+        Raises:
+            InvalidRequest: a row or a parameter is wrong.
+            RequestTooLarge: a row can never be answered.
+            EngineLost: no request can be answered any more.
+            Exception: anything else that goes wrong.
+        """
+
+    def generate(self, data: Any, params: dict[str, Any] | None) -> AsyncGenerator[Chunk, None]:
+        """Answer for one row; closing the generator frees what it holds of the engine.
+
+        Args:
+            data: as for ``predict``.
+            params: as for ``predict``.
+
+        Raises:
+            Exception: as ``answer``.
+        """
+
+    @property
+    def lost(self) -> bool:
+        """Whether no request can be answered any more, and only another replica helps."""
+
+    def engine_status(self) -> dict[str, Any]:
+        """Return what its engine does, ready for JSON."""
 
 
 class RefusedByModel(Exception):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import closing
+from collections.abc import AsyncGenerator, Callable, Generator
+from contextlib import aclosing, closing
 from typing import Any
 
+from registry_serve.generation import Chunk
 from registry_serve.handlers import HandlerSpec, build
 from registry_serve.handlers.calls import answer_batch, answer_body, answer_piecewise, streams
 
@@ -51,6 +52,39 @@ class StreamingHandlerModel(HandlerModel):
             yield from pieces
 
 
+class GeneratingHandlerModel(HandlerModel):
+    """A built handler with an engine that generates text."""
+
+    def __init__(self, handler: Any, generator: Any) -> None:
+        super().__init__(handler, takes_body=False)
+        self._generator: Any = generator
+
+    async def answer(self, data: Any, params: dict[str, Any] | None, progressed: Callable[[], None]) -> Any:
+        """Answer a list of inputs with parameters for all of them."""
+        return await self._generator.answer(data, params or {}, progressed)
+
+    async def generate(self, data: Any, params: dict[str, Any] | None) -> AsyncGenerator[Chunk, None]:
+        """Answer the only input of a request."""
+        async with aclosing(self._generator.generate(data[0], params or {})) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    @property
+    def lost(self) -> bool:
+        """Whether no request can be answered any more."""
+        return bool(self._generator.lost)
+
+    def engine_status(self) -> dict[str, Any]:
+        """Return what its engines do."""
+        status: dict[str, Any] = self._generator.status()
+        return status
+
+    def close(self) -> None:
+        """End the engines, then close the handler."""
+        self._generator.close()
+        super().close()
+
+
 def load_handler(spec: HandlerSpec, *, takes_body: bool) -> HandlerModel:
     """Download what a handler needs, and build it. Blocks; call it from the thread that will call the handler.
 
@@ -59,5 +93,8 @@ def load_handler(spec: HandlerSpec, *, takes_body: bool) -> HandlerModel:
         DownloadFailed: what it needs cannot be downloaded.
     """
     handler = build(spec)
+    generator = handler.generator() if hasattr(handler, "generator") else None
+    if generator is not None:
+        return GeneratingHandlerModel(handler, generator)
     kind = StreamingHandlerModel if streams(type(handler)) else HandlerModel
     return kind(handler, takes_body=takes_body)

@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import aclosing, closing
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -21,7 +21,9 @@ from registry_serve.errors import (
     RegistryServeError,
     StreamingUnsupported,
 )
-from registry_serve.models import LoadedModel, ModelLost, RefusedByModel, StreamingModel
+from registry_serve.generation import Chunk
+from registry_serve.models import GeneratingModel, LoadedModel, ModelLost, RefusedByModel, StreamingModel
+from registry_serve.models.generating import Generation
 from registry_serve.models.merging import Merging, find_out
 from registry_serve.models.streams import Emit, Stopped, Stream
 from registry_serve.policies import BatchPolicy
@@ -57,6 +59,7 @@ class ServedModel:
         self.undeclared_answers = 0
         self._policy = policy
         self._model: LoadedModel | None = None
+        self._generation: Generation | None = None
         self._outputs = version.card.signature.outputs if version.card.signature else None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"{version.model}-{version.number}")
         self._batcher: Batcher[_Call, bytes] = Batcher(self._compute, self._thread, policy, lambda call: call.hold())
@@ -105,6 +108,8 @@ class ServedModel:
             PredictionFailed: the model raised, or its answer has no JSON form.
             ModelLost: the process of the model has ended.
         """
+        if self._generation is not None:
+            return await self._generation.answer(request, timeout_s)
         # A request that fills a call by itself goes alone, and its group, which takes a look at each row, is not asked.
         alone = self.merging.groups == frozenset() or request.count >= self._policy.max_batch_size
         group = None if alone else self.schema.group(request)
@@ -116,8 +121,12 @@ class ServedModel:
             timeout_s=timeout_s,
         )
 
-    async def generate(self, request: Request, hold: Hold, timeout_s: float | None) -> AsyncGenerator[bytes, None]:
-        """Answer a request piece by piece, each encoded as JSON. The model computes nothing else meanwhile.
+    async def generate(
+        self, request: Request, hold: Hold, timeout_s: float | None
+    ) -> AsyncGenerator[tuple[bytes, Chunk | None], None]:
+        """Answer a request piece by piece, each encoded as JSON; of generated text, what is known of it, too.
+
+        A model without an engine of its own computes nothing else meanwhile.
 
         Args:
             request: checked against the version's schema.
@@ -128,6 +137,11 @@ class ServedModel:
             StreamingUnsupported: the model answers in one piece only.
             Exception: as ``predict``.
         """
+        if self._generation is not None:
+            async with aclosing(self._generation.pieces(request, timeout_s)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+            return
         if not isinstance(self._model, StreamingModel):
             raise StreamingUnsupported(self.version.model, self.version.number)
         stream = Stream(self._batcher.progressed, timeout_s)
@@ -136,7 +150,7 @@ class ServedModel:
         answering.add_done_callback(lambda _: stream.end())
         try:
             async for piece in stream.pieces():
-                yield piece
+                yield piece, None
             await answering
         finally:
             # Whoever stops listening stops the model, at its next piece.
@@ -158,15 +172,22 @@ class ServedModel:
     @property
     def busy_s(self) -> float:
         """For how many seconds the model has been computing what it computes now."""
-        return self._batcher.busy_s
+        return self._batcher.busy_s if self._generation is None else self._generation.busy_s
+
+    @property
+    def lost(self) -> bool:
+        """Whether the model cannot answer any more, in this process."""
+        return self._generation is not None and self._generation.model.lost
 
     @property
     def calls(self) -> int:
         """How often the model was called for requests."""
-        return self._batcher.batches
+        return self._batcher.batches if self._generation is None else self._generation.requests
 
     def describe(self) -> dict[str, Any]:
         """Return what ``/model`` tells of a loaded version."""
+        if self._generation is not None:
+            return {"generation": self._generation.describe(), "size_bytes": self.size_bytes or None}
         return {
             "batching": {
                 "merges_requests": self.merging.groups != frozenset(),
@@ -184,6 +205,10 @@ class ServedModel:
 
     def _load(self, load: Callable[[ModelVersion], LoadedModel], known: Merging | None) -> None:
         self._model = load(self.version)
+        if isinstance(self._model, GeneratingModel):
+            self._generation = Generation(self._model, self.version, self.schema, self._policy.max_waiting)
+            self.merging = Merging(frozenset(), "its engine takes many requests at a time")
+            return
         self.merging = known or find_out(self.version, self.schema, self._policy, self._answer)
 
     def _close(self) -> None:

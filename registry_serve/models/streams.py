@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import suppress
+from typing import TypeVar
+
+T = TypeVar("T")
 
 Emit = Callable[[bytes], None]
 
@@ -70,3 +74,30 @@ class Stream:
     def _arrive(self, piece: bytes) -> None:
         self._on_piece()
         self._pieces.put_nowait(piece)
+
+
+async def gathered(source: AsyncIterator[T]) -> AsyncGenerator[list[T], None]:
+    """Give what comes from a source; what comes while nobody asks is given together."""
+    arrived: asyncio.Queue[T | None] = asyncio.Queue()
+
+    async def read() -> None:
+        try:
+            async for each in source:
+                arrived.put_nowait(each)
+        finally:
+            arrived.put_nowait(None)
+
+    reading = asyncio.ensure_future(read())
+    try:
+        while (each := await arrived.get()) is not None:
+            together = [each]
+            while not arrived.empty() and (each := arrived.get_nowait()) is not None:
+                together.append(each)
+            yield together
+            if each is None:
+                break
+        await reading
+    finally:
+        reading.cancel()
+        with suppress(BaseException):
+            await reading

@@ -108,6 +108,8 @@ class PredictStream:
             started = False
             try:
                 async for piece in pieces:
+                    if piece.chunk is not None and not piece.chunk.text:
+                        continue
                     if not started:
                         await _start(send, piece, b"application/x-ndjson")
                         started = True

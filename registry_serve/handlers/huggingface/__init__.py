@@ -5,18 +5,21 @@ Torch and Transformers are imported when a handler is built, not before.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from registry_serve.errors import HandlerInvalid, InvalidRequest
 from registry_serve.handlers.interface import ModelHandlerInterface
 
 if TYPE_CHECKING:
+    from registry_serve.generation.batches import TextGeneration
+    from registry_serve.generation.generator import Generator
     from registry_serve.handlers.huggingface.embedding import FeatureExtraction
-    from registry_serve.handlers.huggingface.generation import TextGeneration
 
 NAME = "huggingface"
 _TASKS = ("text-generation", "feature-extraction")
+_ENGINES = ("auto", "continuous", "static")
 
 
 class HuggingFaceHandler(ModelHandlerInterface):
@@ -40,6 +43,9 @@ class HuggingFaceHandler(ModelHandlerInterface):
         model_dtype: of its weights: fp16, bf16 or fp32. On a CPU, fp16 becomes fp32.
         autocast_dtype: fp16 or bf16, for torch's automatic mixed precision; None for none.
         trust_remote_code: run Python code that comes with the model.
+        engine: how a server generates: ``auto``, ``continuous`` or ``static``; see ``docs/generation.md``.
+        cache_tokens: tokens of all requests that continuous batching keeps in memory; as many as is sensible if not
+            given.
 
     Raises:
         HandlerInvalid: one of these has no meaning, or the model cannot be had.
@@ -53,20 +59,40 @@ class HuggingFaceHandler(ModelHandlerInterface):
         model_dtype: str = "fp16",
         autocast_dtype: str | None = None,
         trust_remote_code: bool = False,
+        engine: str = "auto",
+        cache_tokens: int | None = None,
     ) -> None:
         if task not in _TASKS:
             raise HandlerInvalid(NAME, f"task must be {' or '.join(_TASKS)}, and is {task!r}")
+        if engine not in _ENGINES:
+            raise HandlerInvalid(NAME, f"engine must be one of {', '.join(_ENGINES)}, and is {engine!r}")
         try:
+            from registry_serve.generation.batches import TextGeneration
+            from registry_serve.generation.generator import generator_of
+            from registry_serve.generation.language import Language
+            from registry_serve.generation.precision import Precision
+            from registry_serve.generation.pretrained import Source
             from registry_serve.handlers.huggingface.embedding import FeatureExtraction
-            from registry_serve.handlers.huggingface.generation import TextGeneration
-            from registry_serve.handlers.huggingface.precision import Precision
-            from registry_serve.handlers.huggingface.pretrained import Source
         except ImportError as error:
             needs = f"it needs {error.name}, which is not installed: pip install 'registry-serve[transformers]'"
             raise HandlerInvalid(NAME, needs) from error
         source = Source(model_name_or_path, Precision.of(model_dtype, autocast_dtype), trust_remote_code)
+        self._generator: Callable[[], Generator] | None = None
         self._model: TextGeneration | FeatureExtraction
-        self._model = TextGeneration(source) if task == "text-generation" else FeatureExtraction(source)
+        if task == "feature-extraction":
+            self._model = FeatureExtraction(source)
+            return
+        language = Language(source)
+        weights = language.weights()
+        self._model = TextGeneration(language, weights)
+        self._generator = partial(generator_of, language, weights, engine, cache_tokens)
+
+    def generator(self) -> Generator | None:
+        """Start the engine that a server generates with; None where the task is no generation.
+
+        Afterwards ``predict`` must not be called any more.
+        """
+        return None if self._generator is None else self._generator()
 
     def predict(self, model_requests: list[dict[str, Any]]) -> list[Any]:
         """Answer a batch. Requests with other parameters than their neighbours' are computed apart.

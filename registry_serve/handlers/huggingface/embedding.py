@@ -9,8 +9,8 @@ import torch
 from transformers import AutoModel
 
 from registry_serve.errors import HandlerInvalid, InvalidRequest
-from registry_serve.handlers.huggingface.pretrained import Source, limits
-from registry_serve.handlers.huggingface.prompts import Prompts, padded
+from registry_serve.generation.pretrained import Source, limits
+from registry_serve.generation.prompts import Prompts, padded
 
 _LARGEST_BATCH = 32
 _PART_OF_POOLING = "pooling_mode_"
@@ -95,7 +95,7 @@ class FeatureExtraction:
         for first in range(0, len(places), _LARGEST_BATCH):
             batch = places[first : first + _LARGEST_BATCH]
             tokens = padded(
-                [prompts[each] for each in batch], self._tokenizer.pad_token_id, "right", self._model.device
+                [prompts[each].ids for each in batch], self._tokenizer.pad_token_id, "right", self._model.device
             )
             for place, embedding in zip(batch, self._embed(tokens), strict=True):
                 answers[place] = embedding

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,15 +82,15 @@ class Prompts:
         return prompt
 
 
-def padded(prompts: list[Prompt], padding: int, side: str, device: Any) -> dict[str, torch.Tensor]:
+def padded(prompts: Sequence[Sequence[int]], padding: int, side: str, device: Any) -> dict[str, torch.Tensor]:
     """Return the tokens of several prompts as one tensor, and its attention mask."""
-    width = max(len(each.ids) for each in prompts)
+    width = max(map(len, prompts))
     ids, mask = [], []
     for each in prompts:
-        filling = width - len(each.ids)
+        filling = width - len(each)
         left, right = (filling, 0) if side == "left" else (0, filling)
-        ids.append([padding] * left + each.ids + [padding] * right)
-        mask.append([0] * left + [1] * len(each.ids) + [0] * right)
+        ids.append([padding] * left + [*each] + [padding] * right)
+        mask.append([0] * left + [1] * len(each) + [0] * right)
     return {"input_ids": torch.tensor(ids, device=device), "attention_mask": torch.tensor(mask, device=device)}
 
 

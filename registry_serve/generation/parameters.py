@@ -9,6 +9,7 @@ from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from registry_serve.errors import InvalidRequest
+from registry_serve.generation import Settings
 
 _PLACE = "parameters"
 #: What leaves the likelihoods as they are.
@@ -31,6 +32,9 @@ class GenerationParameters(BaseModel):
         stop: a text, or several; the answer ends before the first that comes up.
         seed: the same seed gives the same answer; requests with one are computed one by one.
         return_full_text: whether the prompt stands before the answer.
+        ignore_eos: whether the answer goes on where the model would end it.
+        logprobs: how many of the likeliest tokens to tell at each place, besides the chosen one's probability; only
+            clients of OpenAI's format are told.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
@@ -55,6 +59,8 @@ class GenerationParameters(BaseModel):
     )
     seed: int | None = Field(None, ge=0, lt=2**63)
     return_full_text: bool = True
+    ignore_eos: bool = False
+    logprobs: int | None = Field(None, ge=0, le=20)
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> GenerationParameters:
@@ -101,6 +107,30 @@ class GenerationParameters(BaseModel):
             "use_cache": self.use_cache,
             "stop_strings": list(self.stop) or None,
         }
+
+    def engine_settings(self, new_tokens: int, top_k: int | None) -> Settings:
+        """Return what an engine is asked for.
+
+        Args:
+            new_tokens: how many there may be.
+            top_k: of the model, where the request says none.
+        """
+        chosen = self.top_k if self.top_k is not None else top_k
+        names = ("min_new_tokens", "repetition_penalty", "no_repeat_ngram_size", "length_penalty", "early_stopping")
+        others = {name: getattr(self, name) for name in (*names, *(("min_p", "typical_p") if self.samples else ()))}
+        if self.num_beams > 1:
+            others["num_beams"] = self.num_beams
+        return Settings(
+            max_new_tokens=new_tokens,
+            samples=self.samples,
+            temperature=self.temperature if self.samples else 1.0,
+            top_p=self.top_p if self.samples else 1.0,
+            top_k=(chosen or None) if self.samples else None,
+            ignore_eos=self.ignore_eos,
+            seed=self.seed if self.samples else None,
+            logprobs=self.logprobs,
+            others={name: value for name, value in others.items() if value is not None},
+        )
 
 
 def _message(kind: str, said: str) -> str:

@@ -106,19 +106,43 @@ class Pieces(BaseStreamer):
             self._queue.put(None)
 
 
+class UntilStop:
+    """Passes a text on until the first of some strings comes up in it; the string itself is left out.
+
+    Attributes:
+        found: whether one has come up.
+
+    Args:
+        stops: those strings, none empty.
+    """
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self.found = False
+        self._stops = stops
+        self._kept_back = max(map(len, stops), default=1) - 1
+        self._waiting = ""
+
+    def add(self, piece: str) -> str:
+        """Return what is sure to stand before the end, of what has come."""
+        self._waiting += piece
+        places = [place for place in map(self._waiting.find, self._stops) if place >= 0]
+        sure = min(places) if places else max(0, len(self._waiting) - self._kept_back)
+        self.found = bool(places)
+        passed, self._waiting = self._waiting[:sure], self._waiting[sure:]
+        return passed
+
+    def rest(self) -> str:
+        """Return what was kept back, where the text has ended."""
+        return "" if self.found else self._waiting
+
+
 def before_stop(pieces: Iterable[str], stops: Sequence[str]) -> Iterator[str]:
     """Pass a text on until the first of these strings comes up in it; the string itself is left out."""
-    kept_back = max(map(len, stops), default=1) - 1
-    waiting = ""
+    until = UntilStop(stops)
     for piece in pieces:
-        waiting += piece
-        found = [place for place in map(waiting.find, stops) if place >= 0]
-        if found:
-            yield waiting[: min(found)]
+        if passed := until.add(piece):
+            yield passed
+        if until.found:
             return
-        sure = len(waiting) - kept_back
-        if sure > 0:
-            yield waiting[:sure]
-            waiting = waiting[sure:]
-    if waiting:
-        yield waiting
+    if until.rest():
+        yield until.rest()

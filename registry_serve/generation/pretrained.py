@@ -14,7 +14,7 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from transformers import AutoConfig, AutoTokenizer
 
 from registry_serve.errors import HandlerInvalid
-from registry_serve.handlers.huggingface.precision import Precision
+from registry_serve.generation.precision import Precision
 
 #: Tokenizers that know no limit say a number with thirty digits.
 _NO_LIMIT = 10**9
