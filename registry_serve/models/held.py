@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable, Generator
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
 from registry_serve.downloaders import ModelFiles
 from registry_serve.errors import CodeConflict, EnvironmentConflict
-from registry_serve.models import LoadedModel
+from registry_serve.generation import Chunk
+from registry_serve.models import GeneratingModel, LoadedModel, StreamingModel
 from registry_serve.models.code_paths import is_home
 
 logger = logging.getLogger(__name__)
@@ -27,12 +29,11 @@ class HeldModel:
 
     def __init__(self, model: LoadedModel, files: ModelFiles) -> None:
         self.size_bytes = files.size_bytes
-        self._model: LoadedModel | None = model
+        self._model: Any = model
         self._files = files
 
     def predict(self, data: Any, params: dict[str, Any] | None) -> Any:
         """Answer for all rows at once, as the model itself does."""
-        assert self._model is not None
         return self._model.predict(data, params)
 
     def close(self) -> None:
@@ -48,6 +49,38 @@ class HeldModel:
     def _is_first(self) -> bool:
         """Say whether these are the files that keep a home on the disk; further holds of the same one do nothing."""
         return _homes.setdefault(self._files.directory, self._files) is self._files
+
+
+class HeldStreamingModel(HeldModel):
+    """One that can also answer piece by piece."""
+
+    def stream(self, data: Any, params: dict[str, Any] | None) -> Generator[Any, None, None]:
+        """Answer for one row, as the model itself does."""
+        yield from self._model.stream(data, params)
+
+
+class HeldGeneratingModel(HeldModel):
+    """One that generates text by an engine of its own."""
+
+    async def answer(self, data: Any, params: dict[str, Any] | None, progressed: Callable[[], None]) -> Any:
+        """Answer for all rows, as the model itself does."""
+        return await self._model.answer(data, params, progressed)
+
+    async def generate(self, data: Any, params: dict[str, Any] | None) -> AsyncGenerator[Chunk, None]:
+        """Answer for one row, as the model itself does."""
+        async with aclosing(self._model.generate(data, params)) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    @property
+    def lost(self) -> bool:
+        """Whether no request can be answered any more."""
+        return bool(self._model.lost)
+
+    def engine_status(self) -> dict[str, Any]:
+        """Return what its engines do."""
+        status: dict[str, Any] = self._model.engine_status()
+        return status
 
 
 def load_held(fetch: Callable[[], ModelFiles], load: Callable[[Path], LoadedModel]) -> HeldModel:
@@ -77,7 +110,10 @@ class _Damaged(Exception):
 
 def _load_once(files: ModelFiles, load: Callable[[Path], LoadedModel]) -> HeldModel:
     try:
-        return HeldModel(load(files.directory), files)
+        model = load(files.directory)
+        if isinstance(model, GeneratingModel):
+            return HeldGeneratingModel(model, files)
+        return (HeldStreamingModel if isinstance(model, StreamingModel) else HeldModel)(model, files)
     except (CodeConflict, EnvironmentConflict):
         files.release()
         raise
