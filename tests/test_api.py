@@ -39,6 +39,7 @@ def test_codes_are_stable_words_of_their_own():
 
 
 EXAMPLES = {
+    "GenerationUnsupported": ("translation_model", "2"),
     "RegistryServeError": (),
     "ConfigurationError": ("No.",),
     "SignatureMissing": ("m", "1"),
@@ -52,12 +53,14 @@ EXAMPLES = {
     "WarmUpFailed": ("No.",),
     "ReplicaStuck": ("A call of version 1", 301.5),
     "MalformedJSON": ("expected value", 1, 2),
+    "TooManyTokens": (70, 64),
     "VersionReferenceConflict": ("No.",),
     "Unauthenticated": (),
     "VersionForbidden": ("m", "2", "versions 1"),
     "ForeignOrigin": (),
     "ModelNotFound": ("m",),
     "VersionNotFound": ("m", "9", ("2", "1")),
+    "ModelNotServed": ("m", "gpt-4"),
     "SignatureConflict": ("m", "2", "1", [{"message": "it differs"}]),
     "BodyTimeout": (1.5,),
     "BodyTooLarge": (5,),
@@ -71,6 +74,7 @@ EXAMPLES = {
     "VersionOverloaded": (5,),
     "RateLimited": (2.5, 1),
     "StreamingUnsupported": ("m", "1"),
+    "GenerationUnsupported": ("m", "1"),
     "RegistryUnavailable": ("reading",),
     "VersionLoading": ("m", "1", 1.5),
     "ModelProcessDied": ("m", "1"),

@@ -20,12 +20,15 @@
     ├── ForeignOrigin              403    a browser page of another site sent the request
     ├── ModelNotFound              404
     ├── VersionNotFound            404
+    ├── ModelNotServed             404    the deployment serves another model
     ├── BodyTimeout                408    the body does not arrive in time
     ├── SignatureConflict          409    the version's signature breaks the contract
     ├── BodyTooLarge               413
     ├── InvalidRequest             422    the body does not fit the schema
     ├── PredictionFailed           500    the model raised, or its answer has no JSON form
     ├── StreamingUnsupported       501    the model answers in one piece only
+    ├── GenerationUnsupported      501    the model is not served as a language model
+    ├── GenerationUnsupported      501    the model generates no text
     ├── LoadFailed                 500    the version cannot be loaded
     │   ├── DiskFull               507    there is no room for its files       (Retry-After)
     │   ├── CodeConflict           500    it brings Python modules that clash with another version's
@@ -64,6 +67,7 @@ from registry_serve.errors.requests import (
     InvalidRequest,
     MalformedJSON,
     ModelNotFound,
+    ModelNotServed,
     RateLimited,
     SignatureConflict,
     TooManyRequests,
@@ -82,6 +86,7 @@ from registry_serve.errors.serving import (
     DiskFull,
     Draining,
     EnvironmentConflict,
+    GenerationUnsupported,
     LoadFailed,
     ModelProcessDied,
     PredictionFailed,
@@ -104,11 +109,13 @@ __all__ = [
     "EndpointFailed",
     "EnvironmentConflict",
     "ForeignOrigin",
+    "GenerationUnsupported",
     "HandlerInvalid",
     "InvalidRequest",
     "LoadFailed",
     "MalformedJSON",
     "ModelNotFound",
+    "ModelNotServed",
     "ModelProcessDied",
     "PredictionFailed",
     "PredictionTimeout",

@@ -105,6 +105,16 @@ class VersionNotFound(RegistryServeError):
         return {"requested_version": self.given["reference"], "available": list(self.given["available"])}
 
 
+class ModelNotServed(RegistryServeError):
+    """``served`` is what the deployment serves, ``model`` the name that a request in OpenAI's format gave."""
+
+    status = 404
+    code = "model_not_served"
+    title = "Another model is served here"
+    fields = ("served", "model")
+    sentence = "This deployment serves {served!r}, and not {model!r}. GET /v1/models lists the names that it takes."
+
+
 class BodyTimeout(RegistryServeError):
     """``seconds`` is the limit."""
 

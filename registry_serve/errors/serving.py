@@ -27,6 +27,32 @@ class StreamingUnsupported(RegistryServeError):
     sentence = "Version {version} of {model!r} cannot answer piece by piece. Ask without streaming."
 
 
+class GenerationUnsupported(RegistryServeError):
+    """It answers in its own format."""
+
+    status = 501
+    code = "generation_unsupported"
+    title = "The model generates no text"
+    fields = ("model", "version")
+    sentence = (
+        "Version {version} of {model!r} generates no text, so it answers nothing in OpenAI's format. Ask it at the "
+        "paths that /docs shows."
+    )
+
+
+class GenerationUnsupported(RegistryServeError):
+    """Its other protocols can be used."""
+
+    status = 501
+    code = "generation_unsupported"
+    title = "The model generates no text"
+    fields = ("model", "version")
+    sentence = (
+        "Version {version} of {model!r} is not served as a language model, so it has no completions. Ask it at its "
+        "other paths, which /docs below its prefix describes."
+    )
+
+
 class LoadFailed(RegistryServeError):
     """``happened`` goes into a sentence."""
 
