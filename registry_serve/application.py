@@ -85,6 +85,9 @@ class AppArgs(BaseModel):
         "warn", description="For versions logged with other packages: 'warn', 'refuse' or 'isolate'."
     )
     isolation: bool = Field(True, description="Give versions whose Python modules clash a process of their own.")
+    engine: Literal["auto", "continuous", "static"] | None = Field(
+        None, description="For language models of MLflow's transformers flavour: 'auto', 'continuous' or 'static'."
+    )
     limits: Annotated[Limits, _object(Limits)] = Field(
         default_factory=Limits, description="max_body_bytes, request_timeout_s, max_pending_requests and more."
     )
@@ -131,6 +134,7 @@ def deployment_of(args: AppArgs) -> Deployment:
         batching=args.batching,
         environment=args.environment,
         isolation=args.isolation,
+        engine=args.engine,
         limits=args.limits,
         rate_limit=args.rate_limit,
         gpus=args.gpus,

@@ -92,7 +92,7 @@ class BatchPolicy:
 
 @dataclass(frozen=True)
 class LoadPolicy:
-    """What happens to a version that does not fit into the replica's process.
+    """How versions are loaded, and what happens to one that does not fit into the replica's process.
 
     Attributes:
         environment: for a version that was logged with other packages than are installed. ``"warn"`` says so and loads
@@ -100,16 +100,23 @@ class LoadPolicy:
             itself stays the installed one.
         isolation: whether a version whose Python modules clash with another's gets a process of its own; otherwise it
             is refused.
+        engine: what generates for language models of MLflow's transformers flavour: ``"auto"``, ``"continuous"`` or
+            ``"static"``; None calls them as all other models.
     """
 
     environment: Literal["warn", "refuse", "isolate"] = "warn"
     isolation: bool = True
+    engine: Literal["auto", "continuous", "static"] | None = None
 
     def __post_init__(self) -> None:
         """Refuse values that make no sense."""
         _require(
             self.environment in ("warn", "refuse", "isolate"),
             f"environment must be 'warn', 'refuse' or 'isolate', not {self.environment!r}.",
+        )
+        _require(
+            self.engine in (None, "auto", "continuous", "static"),
+            f"engine must be 'auto', 'continuous' or 'static', not {self.engine!r}.",
         )
         _require(self.isolation or self.environment != "isolate", "environment='isolate' needs isolation=True.")
 

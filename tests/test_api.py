@@ -39,7 +39,6 @@ def test_codes_are_stable_words_of_their_own():
 
 
 EXAMPLES = {
-    "GenerationUnsupported": ("translation_model", "2"),
     "RegistryServeError": (),
     "ConfigurationError": ("No.",),
     "SignatureMissing": ("m", "1"),

@@ -55,6 +55,7 @@ def run(
     batching: Annotated[str | None, _argument("batching")] = None,
     environment: Annotated[str | None, _argument("environment")] = None,
     isolation: Annotated[str | None, _argument("isolation")] = None,
+    engine: Annotated[str | None, _argument("engine")] = None,
     api_key_file: Annotated[str | None, _argument("api_key_file")] = None,
     no_auth: Annotated[bool, typer.Option("--no-auth", help="Let everybody in who reaches --host.")] = False,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all of this machine's.")] = "127.0.0.1",
@@ -122,7 +123,7 @@ def _resolve(args: AppArgs) -> tuple[ModelVersion, AppArgs]:
     # What else would be refused where it is deployed, when Ray and Serve have started.
     Contract(default, args.compatibility)
     cache_policy(args.max_models_per_replica, args.cache)
-    LoadPolicy(args.environment, args.isolation)
+    LoadPolicy(args.environment, args.isolation, args.engine)
     keys = None if args.api_key_file is None else str(Path(args.api_key_file).absolute())
     found = {"version": default.number, "api_key_file": keys, **_absolute(registry.address)}
     return default, args.model_copy(update=found)

@@ -49,6 +49,7 @@ def deployment_from_model_name(
     batching: str | BatchPolicy = "auto",
     environment: Literal["warn", "refuse", "isolate"] = "warn",
     isolation: bool = True,
+    engine: Literal["auto", "continuous", "static"] | None = None,
     limits: Limits | None = None,
     rate_limit: float | None = None,
     gpus: float = 0.0,
@@ -80,6 +81,8 @@ def deployment_from_model_name(
             loads it, ``"refuse"`` does not, ``"isolate"`` installs its packages for a process of its own.
         isolation: versions whose Python modules clash with another's get a process of their own; else they are
             refused.
+        engine: what generates for language models of MLflow's transformers flavour, many requests at a time:
+            ``"auto"``, ``"continuous"`` or ``"static"``; they are called as all other models if not given.
         limits: what one request may cost.
         rate_limit: predictions per second that each replica lets in; any number if not given.
         gpus: GPUs of each replica, which the models are loaded on; a fraction shares one.
@@ -112,7 +115,9 @@ def deployment_from_model_name(
         api_key_file=None if api_key_file is None else str(api_key_file),
     )
     contract = Contract(_default(address, model_name, str(default_version), policy), kind)
-    return deployment_of(RegisteredModel(contract, address, policy, LoadPolicy(environment, isolation), replica))
+    return deployment_of(
+        RegisteredModel(contract, address, policy, LoadPolicy(environment, isolation, engine), replica)
+    )
 
 
 def cache_policy(max_models: int | None, cache: CachePolicy | None) -> CachePolicy:

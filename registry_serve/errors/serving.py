@@ -40,19 +40,6 @@ class GenerationUnsupported(RegistryServeError):
     )
 
 
-class GenerationUnsupported(RegistryServeError):
-    """Its other protocols can be used."""
-
-    status = 501
-    code = "generation_unsupported"
-    title = "The model generates no text"
-    fields = ("model", "version")
-    sentence = (
-        "Version {version} of {model!r} is not served as a language model, so it has no completions. Ask it at its "
-        "other paths, which /docs below its prefix describes."
-    )
-
-
 class LoadFailed(RegistryServeError):
     """``happened`` goes into a sentence."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +30,13 @@ class Source:
         name: on the hub, or a folder.
         precision: of its weights.
         trusted: whether its own code may run.
+        tokenizer_name: the same for its tokenizer, where that is not with the weights.
     """
 
     name: str
     precision: Precision
     trusted: bool
+    tokenizer_name: str | None = None
 
     def config(self) -> Any:
         """Load the configuration."""
@@ -42,17 +44,24 @@ class Source:
 
     def tokenizer(self) -> Any:
         """Load the tokenizer; it has a token to pad with."""
-        tokenizer = self._load(AutoTokenizer.from_pretrained)
+        named = self if self.tokenizer_name is None else replace(self, name=self.tokenizer_name)
+        tokenizer = named._load(AutoTokenizer.from_pretrained)
         if tokenizer.pad_token_id is None:
             # Padding is masked: any token will do.
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.convert_ids_to_tokens(0)
         return tokenizer
 
-    def model(self, kind: Any) -> Any:
-        """Load the weights with one of Transformers' Auto classes, onto the device, or spread over several GPUs."""
-        several = self.precision.device == "cuda" and torch.cuda.device_count() > 1
-        device_map = "auto" if several else self.precision.device
-        return self._load(kind.from_pretrained, dtype=self.precision.weights, device_map=device_map).eval()
+    def model(self, kind: Any, **options: Any) -> Any:
+        """Load the weights with one of Transformers' Auto classes, onto the device, or spread over several GPUs.
+
+        Args:
+            kind: the class.
+            **options: further keywords of its ``from_pretrained``; a ``distributed_config`` says itself where to.
+        """
+        if "distributed_config" not in options:
+            several = self.precision.device == "cuda" and torch.cuda.device_count() > 1
+            options["device_map"] = "auto" if several else self.precision.device
+        return self._load(kind.from_pretrained, dtype=self.precision.weights, **options).eval()
 
     def document(self, path: str) -> Any | None:
         """Return one of the model's JSON files; None if it has none of that path.

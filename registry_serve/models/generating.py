@@ -48,7 +48,7 @@ class Generation:
             ModelLost: its engine cannot go on.
         """
         with self._at_work(), self._telling():
-            data = self._schema.data(request)
+            data = self._data(request)
             answering = self.model.answer(data, request.params, self._progressed)
             try:
                 answered = await asyncio.wait_for(answering, timeout_s)
@@ -67,7 +67,7 @@ class Generation:
             Exception: as ``answer``.
         """
         with self._at_work(), self._telling():
-            chunks = self.model.generate(self._schema.data(request), request.params)
+            chunks = self.model.generate(self._data(request), request.params)
             async with aclosing(chunks):
                 while True:
                     try:
@@ -87,6 +87,9 @@ class Generation:
     def describe(self) -> dict[str, Any]:
         """Return what ``/model`` tells of it."""
         return {"requests": self.requests, "under_way": self._under_way, **self.model.engine_status()}
+
+    def _data(self, request: Request) -> Any:
+        return request.rows if request.texts else self._schema.data(request)
 
     def _progressed(self) -> None:
         self._progressed_at = time.monotonic()

@@ -14,6 +14,7 @@ from registry_serve.errors import CodeConflict, EnvironmentConflict, LoadFailed
 from registry_serve.models import LoadedModel
 from registry_serve.models.attempts import Attempts
 from registry_serve.models.environment import Difference, Environment, compared
+from registry_serve.models.language import load_language_model
 from registry_serve.models.pyfunc import load_pyfunc
 from registry_serve.policies import LoadPolicy
 from registry_serve.registry import ModelVersion, VersionKey
@@ -82,7 +83,7 @@ class Loader:
             return self._load_suspect(version, directory, known)
         try:
             with self._attempts.noted(version.key):
-                model, known.isolated = load_pyfunc(version, directory), False
+                model, known.isolated = self._load_here(version, directory), False
         except CodeConflict as conflict:
             if not self._policy.isolation:
                 raise
@@ -90,6 +91,11 @@ class Loader:
             logger.info("Version %s of %s clashes in %r: it is isolated.", version.number, version.model, module)
             model, known.isolated = self._isolate(version, directory, ()), True
         return model
+
+    def _load_here(self, version: ModelVersion, directory: Path) -> LoadedModel:
+        if self._policy.engine is not None and version.card.generates:
+            return load_language_model(version, directory, self._policy.engine)
+        return load_pyfunc(version, directory)
 
     def _load_suspect(self, version: ModelVersion, directory: Path, known: _Known) -> LoadedModel:
         """Load a version that has ended processes where it can end only its own."""

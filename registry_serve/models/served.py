@@ -15,6 +15,7 @@ from pydantic_core import to_json
 
 from registry_serve.batching import Batcher, Waiting
 from registry_serve.errors import (
+    GenerationUnsupported,
     InvalidRequest,
     LoadFailed,
     PredictionFailed,
@@ -110,6 +111,7 @@ class ServedModel:
         """
         if self._generation is not None:
             return await self._generation.answer(request, timeout_s)
+        self._require_no_texts(request)
         # A request that fills a call by itself goes alone, and its group, which takes a look at each row, is not asked.
         alone = self.merging.groups == frozenset() or request.count >= self._policy.max_batch_size
         group = None if alone else self.schema.group(request)
@@ -135,6 +137,7 @@ class ServedModel:
 
         Raises:
             StreamingUnsupported: the model answers in one piece only.
+            GenerationUnsupported: texts were asked for, and the model is no language model.
             Exception: as ``predict``.
         """
         if self._generation is not None:
@@ -142,6 +145,7 @@ class ServedModel:
                 async for chunk in chunks:
                     yield chunk
             return
+        self._require_no_texts(request)
         if not isinstance(self._model, StreamingModel):
             raise StreamingUnsupported(self.version.model, self.version.number)
         stream = Stream(self._batcher.progressed, timeout_s)
@@ -156,6 +160,10 @@ class ServedModel:
             # Whoever stops listening stops the model, at its next piece.
             stream.stop()
             answering.cancel()
+
+    def _require_no_texts(self, request: Request) -> None:
+        if request.texts:
+            raise GenerationUnsupported(self.version.model, self.version.number)
 
     async def close(self) -> None:
         """Free the model and its thread."""

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 import mlflow.artifacts
 import yaml
-from mlflow.models import Model
+from mlflow.models import Model, ModelSignature
+from mlflow.types import ColSpec, DataType
 
 from registry_serve.registry.records import ModelCard
 
@@ -128,7 +129,18 @@ def _card(document: Mapping[str, Any], example: Any | None) -> ModelCard:
         streamable=bool(pyfunc.get("streamable")),
         size_bytes=document.get("model_size_bytes"),
         mlflow_version=document.get("mlflow_version"),
+        generates=_generates(flavors, signature),
     )
+
+
+def _generates(flavors: Mapping[str, Mapping[str, Any]], signature: ModelSignature | None) -> bool:
+    """Say whether this is a language model of the transformers flavour that is asked with one text at a time."""
+    flavor = flavors.get("transformers") or {}
+    # With an inference_task, MLflow's flavor answers in OpenAI's form; code of the model's own is for MLflow.
+    if flavor.get("task") != "text-generation" or flavor.get("inference_task") or flavor.get("code"):
+        return False
+    columns = signature.inputs.inputs if signature is not None and signature.inputs is not None else []
+    return len(columns) == 1 and isinstance(columns[0], ColSpec) and columns[0].type == DataType.string
 
 
 def _example_name(document: Mapping[str, Any]) -> str:

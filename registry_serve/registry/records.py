@@ -51,6 +51,7 @@ class ModelCard:
         streamable: the model can ``predict_stream``.
         size_bytes: the size of all its files, where MLflow recorded it.
         mlflow_version: the MLflow that logged it.
+        generates: the model is a language model that answers a text with a text, and an engine can do so for it.
     """
 
     signature: ModelSignature | None
@@ -62,6 +63,7 @@ class ModelCard:
     streamable: bool
     size_bytes: int | None
     mlflow_version: str | None
+    generates: bool = False
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,8 @@ class Request:
         count: number of rows; for tensors, the length of the first dimension.
         size_bytes: of the body it came in; 0 where it did not come in one.
         group: its group key, where its schema finds that out with the check.
+        texts: whether the rows are texts or conversations, and the params ``GenerationParameters``: it came by a
+            protocol for language models, and not in the form of a signature.
     """
 
     rows: list[Any]
@@ -24,6 +26,7 @@ class Request:
     count: int
     size_bytes: int = 0
     group: Hashable | None = None
+    texts: bool = False
 
 
 class AnswerInvalid(ValueError):
