@@ -74,7 +74,7 @@ class ContinuousEngine:
         pages = -(-(cache_tokens or cache_tokens_for(model, context)) // _PAGE_TOKENS) + 1
         self.capacity = (pages - 1) * _PAGE_TOKENS
         self._settings = _settings(model.device.type, pages)
-        self._waiting: dict[str, asyncio.Queue[Any]] = {}
+        self._waiting: dict[str, tuple[Any, asyncio.Queue[Any]]] = {}
         self._names = count()
         self._watching: asyncio.Task[None] | None = None
         self._lost = False
@@ -106,7 +106,8 @@ class ContinuousEngine:
             raise RequestTooLarge(size, self.capacity)
         manager = await self._running()
         name = f"request-{next(self._names)}"
-        outputs = self._waiting[name] = asyncio.Queue()
+        outputs: asyncio.Queue[Any] = asyncio.Queue()
+        self._waiting[name] = manager, outputs
         finished = False
         try:
             manager.register_result_handler(name, outputs.put_nowait)
@@ -140,8 +141,7 @@ class ContinuousEngine:
             del self._waiting[name]
             if not finished:
                 manager.cancel_request(name)
-            with manager.output_router._lock:
-                manager.output_router.result_handlers.pop(name, None)
+            manager.output_router.result_handlers.pop(name, None)
 
     def close(self) -> None:
         """End the manager's thread, and free its cache."""
@@ -198,22 +198,20 @@ class ContinuousEngine:
 
     def _watch(self) -> None:
         if self._watching is None or self._watching.done():
-            self._watching = asyncio.get_running_loop().create_task(self._watch_over(self._manager))
+            self._watching = asyncio.get_running_loop().create_task(self._watch_over_managers())
 
-    async def _watch_over(self, manager: Any) -> None:
-        """Tell those who wait when the manager has ended without telling them."""
+    async def _watch_over_managers(self) -> None:
+        """Tell those who wait when their manager has ended without telling them."""
         while self._waiting:
             await asyncio.sleep(_WATCHED_EACH_S)
-            if not _healthy(manager):
-                if not self._alone:
-                    self._lost = True
-                failure: Exception = EngineFailed("the engine has failed")
-                self._fail(failure if self._alone else EngineLost("the engine has failed"))
-                return
+            for manager in {id(each): each for each, _ in self._waiting.values() if not _healthy(each)}.values():
+                self._lost = self._lost or not self._alone
+                self._fail((EngineFailed if self._alone else EngineLost)("the engine has failed"), manager)
 
-    def _fail(self, error: Exception) -> None:
-        for outputs in self._waiting.values():
-            outputs.put_nowait(error)
+    def _fail(self, error: Exception, manager: Any = None) -> None:
+        for own, outputs in self._waiting.values():
+            if manager is None or own is manager:
+                outputs.put_nowait(error)
 
 
 def twin(model: Any) -> Any:
