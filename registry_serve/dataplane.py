@@ -12,7 +12,7 @@ import asyncio
 import gc
 import logging
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -37,7 +37,7 @@ from registry_serve.known import KnownVersions
 from registry_serve.leases import Lease, VersionState
 from registry_serve.models import LoadedModel, ModelLost
 from registry_serve.models.served import ServedModel
-from registry_serve.models.streams import gathered
+from registry_serve.models.streams import gathered, side_by_side
 from registry_serve.policies import BatchPolicy, CachePolicy, Limits
 from registry_serve.rates import RateLimit
 from registry_serve.registry import ModelVersion, Resolver, VersionKey
@@ -46,7 +46,7 @@ from registry_serve.signature import Request, Schema, example_body
 logger = logging.getLogger(__name__)
 
 #: Larger bodies are parsed in a thread, so that the event loop goes on answering others meanwhile.
-_PARSE_INLINE_BYTES = 128 * 1024
+PARSE_INLINE_BYTES = 128 * 1024
 #: A load downloads gigabytes and compiles: it may take so many times as long as a call before it counts as stuck.
 _LOADS_TAKE_LONGER = 10
 
@@ -122,6 +122,11 @@ class DataPlane:
         """Whether the default version is loaded and has answered its own input example."""
         return self._ready and not self._admission.draining
 
+    @property
+    def generates(self) -> bool:
+        """Whether a loaded version generates text by an engine of its own."""
+        return any(model.generates for _, model in self.cache.models())
+
     async def start(self) -> None:
         """Load the default version, keep it loaded, and let it answer its own input example.
 
@@ -181,6 +186,27 @@ class DataPlane:
             async with aclosing(self._generate(version, request)) as pieces:
                 async for piece, chunk in pieces:
                     yield Answer(version.number, piece, chunk)
+
+    async def generate_each(
+        self, read: Callable[[], Awaitable[tuple[str | None, Sequence[Request]]]]
+    ) -> AsyncGenerator[tuple[int, Answer], None]:
+        """Answer several requests that came in one, side by side: each piece, and the place of its request.
+
+        Args:
+            read: reads the body, which there is room for, and returns the version that it asks for and its requests,
+                each of one row.
+
+        Raises:
+            Exception: as ``generate``.
+        """
+        with self._admission.admitted():
+            reference, requests = await read()
+            version = await self.resolver.resolve(reference)
+            self._known.schema(version)
+            answers = [partial(self._generate, version, each) for each in requests]
+            async with aclosing(side_by_side(answers)) as pieces:
+                async for place, (piece, chunk) in pieces:
+                    yield place, Answer(version.number, piece, chunk)
 
     async def call(self, reference: str | None, rows: Any, params: Mapping[str, Any] | None) -> bytes:
         """Answer a caller from Python, whose rows and params are plain values as JSON would give them."""
@@ -260,7 +286,7 @@ class DataPlane:
         version = await self.resolver.resolve(reference)
         schema = self._known.schema(version)
         read = schema.parse if parse is None else partial(parse, schema)
-        inline = len(content) <= _PARSE_INLINE_BYTES
+        inline = len(content) <= PARSE_INLINE_BYTES
         request = read(content) if inline else await asyncio.to_thread(read, content)
         if self.batching.max_batch_bytes is not None:
             request = replace(request, size_bytes=len(content))

@@ -11,7 +11,14 @@ from mlflow.models import ModelSignature
 from mlflow.types.schema import AnyType, Array, ColSpec, ParamSchema, ParamSpec, Schema, TensorSpec
 
 from registry_serve import errors
-from registry_serve.errors import ConfigurationError, ModelNotFound, RegistryServeError, StreamingUnsupported
+from registry_serve.errors import (
+    ConfigurationError,
+    GenerationUnsupported,
+    ModelNotFound,
+    ModelNotServed,
+    RegistryServeError,
+    StreamingUnsupported,
+)
 from registry_serve.protocols.gate import ApiKeys
 from tests.test_api import tree
 from tests.toys import Constant, WithParams
@@ -258,10 +265,14 @@ async def test_openapi_shows_the_contract_with_the_models_own_example(client):
     assert posted["requestBody"]["content"]["application/json"]["examples"]["one row"]["value"] == {"prompt": "hello"}
     told = posted["responses"]
     assert "200" in told
-    for error in set(tree()) - NO_ANSWERS - {StreamingUnsupported}:
+    for error in set(tree()) - NO_ANSWERS - {StreamingUnsupported, GenerationUnsupported, ModelNotServed}:
         assert f"`{error.code}`" in told[str(error.status)]["description"]
-    streamed = document["paths"]["/predict_stream"]["post"]["responses"]
-    assert "`streaming_unsupported`" in streamed["501"]["description"]
+    for path in ("/predict_stream", "/serve/stream", "/versions/{version}/serve/stream"):
+        streamed = document["paths"][path]["post"]["responses"]
+        assert "`streaming_unsupported`" in streamed["501"]["description"]
+    completions = document["paths"]["/v1/completions"]["post"]["responses"]
+    assert GenerationUnsupported.title in completions["501"]["description"]
+    assert ModelNotServed.title in completions["404"]["description"]
 
 
 SIGNATURES = {

@@ -93,6 +93,10 @@ class Engine(Protocol):
 
     name: str
 
+    @property
+    def capacity(self) -> int | None:
+        """How many tokens one request may have, prompt and answer together; None for any number."""
+
     def takes(self, settings: Settings) -> bool:
         """Say whether it can generate like this."""
 

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -14,7 +15,7 @@ from registry_serve.generation import Chunk, Engine, Settings, Tokens, TokenText
 from registry_serve.generation.batches import TextGeneration
 from registry_serve.generation.continuous import ContinuousEngine
 from registry_serve.generation.language import Language
-from registry_serve.generation.parameters import GenerationParameters
+from registry_serve.generation.parameters import AS_MANY_AS_FIT, GenerationParameters
 from registry_serve.generation.pieces import UntilStop
 from registry_serve.generation.prompts import Prompt
 from registry_serve.generation.static import StaticEngine
@@ -113,6 +114,8 @@ class Generator:
         language, length = self.language, len(prompt.ids)
         settings = asked.engine_settings(language.new_tokens(prompt, asked), self._top_k)
         engine = self._engine(settings)
+        if asked.max_new_tokens == AS_MANY_AS_FIT and engine.capacity is not None:
+            settings = replace(settings, max_new_tokens=max(1, min(settings.max_new_tokens, engine.capacity - length)))
         if beginning := language.beginning(prompt, asked):
             yield Chunk(beginning, length, 0)
         text, until, count = language.text_of(prompt), UntilStop(asked.stop), 0
@@ -149,8 +152,9 @@ class Generator:
         write = partial(self.language.tokenizer.decode, clean_up_tokenization_spaces=False)
         likeliest = new.likeliest or ((),) * len(new.ids)
         return [
-            TokenText(token, logprob, tuple((write([each.token]), each.logprob) for each in most))
-            for token, logprob, most in zip(written, new.logprobs or (), likeliest, strict=False)
+            # Alone, some tokens are written without the space before them; the chosen one is told as it stands.
+            TokenText(text, logprob, tuple((text if it == chosen else write([it]), value) for it, value in most))
+            for chosen, text, logprob, most in zip(new.ids, written, new.logprobs or (), likeliest, strict=False)
         ]
 
     async def _beams(self, inputs: Sequence[Any], parameters: dict[str, Any]) -> list[Any]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-from registry_serve.generation.parameters import GenerationParameters
+from registry_serve.generation.parameters import AS_MANY_AS_FIT, GenerationParameters
 from registry_serve.generation.pieces import TokensAsText
 from registry_serve.generation.pretrained import Source, limits
 from registry_serve.generation.prompts import Prompt, Prompts
@@ -51,7 +51,9 @@ class Language:
     def new_tokens(self, prompt: Prompt, asked: GenerationParameters) -> int:
         """Return how many tokens an answer may have: as many as asked for, or as the context holds."""
         if self.encodes or self.context is None:
-            return asked.max_new_tokens
+            # Nothing limits what fits: the answer is as long as one that says nothing about it.
+            unlimited = asked.max_new_tokens == AS_MANY_AS_FIT
+            return GenerationParameters().max_new_tokens if unlimited else asked.max_new_tokens
         return min(asked.max_new_tokens, self.context - len(prompt.ids))
 
     def beginning(self, prompt: Prompt, asked: GenerationParameters) -> str:

@@ -11,6 +11,9 @@ from pydantic_core import PydanticCustomError
 from registry_serve.errors import InvalidRequest
 from registry_serve.generation import Settings
 
+#: A ``max_new_tokens`` that no context is as long as: the answer may be as long as the model and its engine can hold.
+AS_MANY_AS_FIT = 2**31 - 1
+
 _PLACE = "parameters"
 #: What leaves the likelihoods as they are.
 _UNUSED = {"temperature": 1.0, "top_p": 1.0, "top_k": 50, "min_p": None, "typical_p": 1.0}

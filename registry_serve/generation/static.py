@@ -72,6 +72,7 @@ class StaticEngine:
     """
 
     name = "static"
+    capacity = None
     lost = False
 
     def __init__(

@@ -183,6 +183,11 @@ class ServedModel:
         return self._batcher.busy_s if self._generation is None else self._generation.busy_s
 
     @property
+    def generates(self) -> bool:
+        """Whether an engine of its own generates its answers."""
+        return self._generation is not None
+
+    @property
     def lost(self) -> bool:
         """Whether the model cannot answer any more, in this process."""
         return self._generation is not None and self._generation.model.lost

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import aclosing, suppress
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -14,6 +14,8 @@ Emit = Callable[[bytes], None]
 
 #: Pieces that may wait for a slow client; then the model waits.
 _MOST_WAITING = 256
+#: Sources that one caller may have at work side by side.
+_SIDE_BY_SIDE = 32
 
 
 class Stopped(Exception):
@@ -101,3 +103,42 @@ async def gathered(source: AsyncIterator[T]) -> AsyncGenerator[list[T], None]:
         reading.cancel()
         with suppress(BaseException):
             await reading
+
+
+async def side_by_side(
+    sources: Sequence[Callable[[], AsyncGenerator[T, None]]],
+) -> AsyncGenerator[tuple[int, T], None]:
+    """Give what comes from several sources, some of them at a time, each with the place of its source.
+
+    Raises:
+        Exception: what a source raises; the others are ended.
+    """
+    arrived: asyncio.Queue[tuple[int, T] | Exception | None] = asyncio.Queue()
+    waiting = iter(enumerate(sources))
+
+    async def read() -> None:
+        ended = None
+        try:
+            for place, source in waiting:
+                async with aclosing(source()) as pieces:
+                    async for piece in pieces:
+                        arrived.put_nowait((place, piece))
+        except Exception as error:  # noqa: BLE001 - raised where it is awaited
+            ended = error
+        arrived.put_nowait(ended)
+
+    reading = [asyncio.ensure_future(read()) for _ in range(min(len(sources), _SIDE_BY_SIDE))]
+    left = len(reading)
+    try:
+        while left:
+            each = await arrived.get()
+            if isinstance(each, Exception):
+                raise each
+            if each is None:
+                left -= 1
+            else:
+                yield each
+    finally:
+        for task in reading:
+            task.cancel()
+        await asyncio.gather(*reading, return_exceptions=True)

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from registry_serve.errors import ConfigurationError, ForeignOrigin, Unauthenticated
-from registry_serve.protocols.problems import problem
+from registry_serve.protocols.problems import path_of, problem
 
 _LOOKED_AT = frozenset({b"authorization", b"host", b"origin", b"x-forwarded-host", b"x-request-id"})
 #: Health checks, which bring no key.
@@ -103,15 +103,15 @@ class Gate:
             self._check(scope, headers)
             await self.app(scope, receive, send_noting)
         except ClientDisconnect:
-            await Response(status_code=499)(scope, receive, send)  # nobody is there to read it
+            if not started:
+                await Response(status_code=499)(scope, receive, send)  # nobody is there to read it
         except Exception as error:
             if started:
                 raise
-            await problem(error, request_id)(scope, receive, send)
+            await problem(error, request_id, path_of(scope))(scope, receive, send)
 
     def _check(self, scope: Scope, headers: Mapping[bytes, str]) -> None:
-        path = scope["path"].removeprefix(scope.get("root_path", ""))
-        if path.startswith(_OPEN):
+        if path_of(scope).startswith(_OPEN):
             return
         if self.keys is not None and not self.keys.open(headers.get(b"authorization", "")):
             raise Unauthenticated

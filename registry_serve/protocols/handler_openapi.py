@@ -9,6 +9,7 @@ from pydantic import TypeAdapter
 from registry_serve import errors
 from registry_serve.handlers import HandlerContract, HandlerSchema
 from registry_serve.handlers.annotations import Annotations
+from registry_serve.protocols.openai import description
 from registry_serve.protocols.openapi import PROBLEM, pages, problems, ref, with_security
 from registry_serve.version import __version__
 
@@ -32,8 +33,8 @@ def document(contract: HandlerContract, title: str, *, with_keys: bool) -> dict[
             "version": handler.number,
             "description": f"The model handler `{handler.source}`. Served by registry_serve {__version__}.",
         },
-        "paths": {**predictions(), **pages()},
-        "components": {"schemas": {**schemas(contract.schema), "Problem": PROBLEM}},
+        "paths": {**predictions(), **description.paths(), **pages()},
+        "components": {"schemas": {**schemas(contract.schema), **description.schemas(), "Problem": PROBLEM}},
     }
     return with_security(described) if with_keys else described
 

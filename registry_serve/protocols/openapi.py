@@ -29,6 +29,7 @@ PREDICTION_ERRORS: tuple[type[RegistryServeError], ...] = (
     errors.SignatureConflict,
     errors.MalformedJSON,
     errors.InvalidRequest,
+    errors.TooManyTokens,
     errors.LoadFailed,
     errors.CodeConflict,
     errors.EnvironmentConflict,
@@ -81,6 +82,8 @@ def document(contract: Contract, title: str, *, with_keys: bool) -> dict[str, An
         "paths": {
             "/serve": {"post": _predict(contract, schema, "predict", _header_parameters(default.number))},
             "/versions/{version}/serve": {"post": _predict(contract, schema, "predict_version", [version])},
+            "/serve/stream": {"post": _stream(contract, schema, "stream", _header_parameters(default.number))},
+            "/versions/{version}/serve/stream": {"post": _stream(contract, schema, "stream_version", [version])},
             **pages(),
         },
         "components": {"schemas": _schemas(contract, schema)},
@@ -139,6 +142,22 @@ def _predict(
         "requestBody": {"required": True, "content": {"application/json": content}},
         "responses": {"200": answered, **problems()},
     }
+
+
+def _stream(
+    contract: Contract, schema: RequestSchema, operation: str, parameters: list[dict[str, Any]]
+) -> dict[str, Any]:
+    described = _predict(contract, schema, operation, parameters)
+    answered = {
+        "description": (
+            "One JSON value per event; an event `done` at the end, or `error` with a problem if the model failed on "
+            "the way."
+        ),
+        "headers": described["responses"]["200"]["headers"],
+        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    }
+    responses = {"200": answered, **problems(errors.StreamingUnsupported)}
+    return described | {"summary": "Predict one row, piece by piece", "responses": responses}
 
 
 def problems(*more: type[RegistryServeError]) -> dict[str, Any]:
