@@ -323,7 +323,8 @@ class DataPlane:
         self, error: Exception, version: ModelVersion, lease: Lease[ServedModel], started: float
     ) -> RegistryServeError:
         if isinstance(error, ModelLost):
-            self.cache.discard(version.key, lease.model)
+            if not lease.model.lost:  # what nothing but another replica helps is not loaded again here
+                self.cache.discard(version.key, lease.model)
             return ModelProcessDied(version.model, version.number)
         if lease.held:
             return PredictionTimeout(version.model, version.number, self.limits.request_timeout_s)

@@ -16,6 +16,8 @@ from registry_serve.errors import ConfigurationError, ResourcesMissing
 
 #: A node that has GPUs has as many units of ``GPU``, and a little of this with the name of their type.
 _TYPE = "accelerator_type:"
+#: How much of it Ray takes for each actor that asks for the type.
+_OF_TYPE = 0.001
 #: Ray counts resources in units of so small a part.
 _PARTS = 10_000
 _MLFLOW_DEVICE = "MLFLOW_DEFAULT_PREDICTION_DEVICE"
@@ -31,11 +33,13 @@ class Resources:
         cpus: of Ray's accounts; None for Serve's default.
         gpus: a fraction shares one GPU with other replicas; above 1, whole ones.
         gpu_type: as Ray or as a deployment file names it, such as ``A100`` or ``a100_40gb``; None for any.
+        processes: that it consists of, on one node; each has an equal part of all this.
     """
 
     cpus: float | None = None
     gpus: float = 0.0
     gpu_type: str | None = None
+    processes: int = 1
 
     def __post_init__(self) -> None:
         """Refuse values that make no sense."""
@@ -47,15 +51,33 @@ class Resources:
             raise ConfigurationError(f"gpus above 1 must be a whole number, not {self.gpus:g}.")
         if 0 < self.gpus < 1 / _PARTS:
             raise ConfigurationError(f"gpus must be 0, or at least {1 / _PARTS:g}.")
+        if not isinstance(self.processes, int) or self.processes < 1:
+            raise ConfigurationError(f"tensor_parallel must be a whole number above 0, not {self.processes!r}.")
+        if self.processes > 1 and self.gpus not in (0, self.processes):
+            raise ConfigurationError(
+                f"A replica of {self.processes} processes (tensor_parallel) computes on {self.processes} GPUs, one for "
+                f"each, or on none: gpus must be {self.processes} or 0, not {self.gpus:g}."
+            )
 
     def actor_options(self) -> dict[str, Any]:
-        """Return the ``ray_actor_options`` of a deployment."""
-        options: dict[str, Any] = {} if self.cpus is None else {"num_cpus": self.cpus}
+        """Return the ``ray_actor_options`` of a deployment: what its replicas take, or the first process of each."""
+        options: dict[str, Any] = {} if self.cpus is None else {"num_cpus": self.cpus / self.processes}
         if self.gpus:
-            options["num_gpus"] = self.gpus
+            options["num_gpus"] = self.gpus / self.processes
             if self.accelerator is not None:
                 options["accelerator_type"] = self.accelerator
         return options
+
+    def placement(self) -> dict[str, Any]:
+        """Return the options of a deployment that reserve what the processes of a replica take, on one node."""
+        if self.processes == 1:
+            return {}
+        bundle = {"CPU": 1.0 if self.cpus is None else self.cpus / self.processes}
+        if self.gpus:
+            bundle["GPU"] = self.gpus / self.processes
+            if self.accelerator is not None:
+                bundle[_TYPE + self.accelerator] = _OF_TYPE
+        return {"placement_group_bundles": [bundle] * self.processes, "placement_group_strategy": "STRICT_PACK"}
 
     @property
     def accelerator(self) -> str | None:

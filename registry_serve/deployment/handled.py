@@ -21,6 +21,7 @@ from registry_serve.resources import Resources
 
 #: A handler has one version.
 _ONE = CachePolicy(max_models=1)
+_TENSOR_PARALLEL = "tensor_parallel"
 
 
 def deployment_from_handler(
@@ -36,6 +37,7 @@ def deployment_from_handler(
     rate_limit: float | None = None,
     gpus: float = 0.0,
     gpu_type: str | None = None,
+    tensor_parallel: int = 1,
     title: str | None = None,
     api_key_file: str | Path | None = None,
 ) -> Deployment:
@@ -63,6 +65,8 @@ def deployment_from_handler(
         rate_limit: requests per second that each replica lets in; any number if not given.
         gpus: GPUs of each replica; a fraction shares one.
         gpu_type: which, such as ``"a100_40gb"`` or ``"A100"``; any if not given.
+        tensor_parallel: processes that each replica divides the layers of its model over, on one node; with GPUs,
+            ``gpus`` is the same number. The handler is built with it as a keyword, if it is above 1.
         title: of the API's documentation; the name if not given.
         api_key_file: file with one API key per line, on every node; requests then need one of them.
 
@@ -74,7 +78,7 @@ def deployment_from_handler(
     """
     spec = HandlerSpec(
         DEFAULT_HANDLER if handler is None else handler,
-        dict(model_parameters or {}),
+        _parameters(handler, model_parameters or {}, tensor_parallel),
         Download(downloader, dict(download_parameters or {})),
         tuple(str(path) for path in code_paths),
     )
@@ -91,10 +95,20 @@ def deployment_from_handler(
         batching=policy,
         limits=limits or Limits(),
         rate_limit=rate_limit,
-        resources=Resources(gpus=gpus, gpu_type=gpu_type),
+        resources=Resources(gpus=gpus, gpu_type=gpu_type, processes=tensor_parallel),
         api_key_file=None if api_key_file is None else str(api_key_file),
     )
     return deployment_of(ServedHandler(spec, replica))
+
+
+def _parameters(handler: str | type | None, given: Mapping[str, Any], tensor_parallel: int) -> dict[str, Any]:
+    """Return the keywords of a handler; one of them decides what its replicas take as well."""
+    if handler in (None, DEFAULT_HANDLER) and given.get(_TENSOR_PARALLEL, tensor_parallel) != tensor_parallel:
+        raise ConfigurationError(
+            "Give tensor_parallel to deployment_from_handler itself, not in model_parameters: the replicas' resources "
+            "depend on it."
+        )
+    return dict(given) if tensor_parallel == 1 else {**given, _TENSOR_PARALLEL: tensor_parallel}
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import re
 import sys
 from collections.abc import AsyncGenerator, Callable, Mapping
@@ -33,6 +34,9 @@ _HEADROOM = 100
 #: How long a thread that computes in Python may keep the event loop waiting, once it wants to go on. A request needs
 #: Python several times on its way; with Python's own 5 ms, a version that loads would slow down all others.
 _SWITCH_INTERVAL_S = 0.001
+
+#: How often Serve looks whether replicas of several processes, which end themselves, are still there.
+_SEVERAL_CHECKED_EACH_S = 1.0
 
 OnChange = Callable[[VersionKey, VersionState], None]
 
@@ -97,8 +101,20 @@ def deployment_name(model_name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]", "_", model_name)
 
 
-def deployment_of(served: Served) -> Deployment:
+def _together(resources: Resources) -> dict[str, Any]:
+    """Return the options that replicas of several processes need: when one process ends, so does the replica."""
+    return (
+        {**resources.placement(), "health_check_period_s": _SEVERAL_CHECKED_EACH_S} if resources.processes > 1 else {}
+    )
+
+
+def deployment_of(served: Served, *, web: bool = True) -> Deployment:
     """Make the deployment class.
+
+    Args:
+        served: what it serves.
+        web: whether it answers HTTP requests; else only handles reach it, as it must be where an application has
+            several: Serve lets one of them answer.
 
     Raises:
         ResourcesMissing: Ray runs, and can never give its replicas what they take.
@@ -106,12 +122,6 @@ def deployment_of(served: Served) -> Deployment:
     replica = served.replica
     require_where_ray_runs(replica.resources)
 
-    @serve.deployment(
-        name=deployment_name(replica.name),
-        max_ongoing_requests=replica.limits.max_pending_requests + _HEADROOM,
-        ray_actor_options=replica.resources.actor_options(),
-    )
-    @serve.ingress()
     class ServedModel:
         """One replica."""
 
@@ -149,6 +159,10 @@ def deployment_of(served: Served) -> Deployment:
             """Return what ``GET /model`` returns."""
             return await self._plane.describe()
 
+        async def status(self) -> Mapping[str, Any]:
+            """Return what this replica does, and in which process."""
+            return {**self._plane.status(), "process": os.getpid()}
+
         @serve.multiplexed(max_num_models_per_replica=replica.cache.max_models)  # type: ignore[untyped-decorator]
         async def _advertise(self, version: str) -> object:
             # Ray's router sends a version's requests to replicas that say they hold it, and its dashboard and metrics
@@ -178,4 +192,10 @@ def deployment_of(served: Served) -> Deployment:
                 self._publishing.cancel()
                 await self._plane.aclose()
 
-    return cast(Deployment, ServedModel)
+    decorated = serve.deployment(
+        name=deployment_name(replica.name),
+        max_ongoing_requests=replica.limits.max_pending_requests + _HEADROOM,
+        ray_actor_options=replica.resources.actor_options(),
+        **_together(replica.resources),
+    )
+    return decorated(serve.ingress()(ServedModel) if web else ServedModel)

@@ -90,6 +90,11 @@ class ContinuousEngine:
         """Whether no request can be answered any more."""
         return self._lost
 
+    @property
+    def failed(self) -> bool:
+        """Whether it takes no requests now."""
+        return self._lost or not _healthy(self._manager)
+
     def status(self) -> Mapping[str, Any]:
         """Return what it does, ready for JSON."""
         return {
@@ -128,7 +133,8 @@ class ContinuousEngine:
                 if isinstance(output, Exception):
                     raise output
                 if output.error is not None:
-                    raise EngineLost(output.error) if self._lost or not self._alone else EngineFailed(output.error)
+                    self._lost |= not self._alone and not _healthy(manager)
+                    raise EngineLost(output.error) if self._lost else EngineFailed(output.error)
                 finished = output.is_finished()
                 ids = output.generated_tokens
                 ended = finished and not settings.ignore_eos and bool(ids) and ids[-1] in self._eos
@@ -234,7 +240,7 @@ def _settings(device: str, pages: int) -> Any:
 
 
 def _healthy(manager: Any) -> bool:
-    return manager.is_running() and manager.background_thread_status.fatal_error is None
+    return manager.is_running() and manager.background_thread_status.can_accept_new_requests() is None
 
 
 async def _newest(outputs: asyncio.Queue[Any]) -> Any:

@@ -180,14 +180,7 @@ def generator_of(language: Language, model: Any, engine: str = "auto", cache_tok
     Raises:
         HandlerInvalid: ``continuous`` was asked for, and the model does not allow it.
     """
-    own = model.generation_config
-    eos = (
-        []
-        if own.eos_token_id is None
-        else [own.eos_token_id]
-        if isinstance(own.eos_token_id, int)
-        else own.eos_token_id
-    )
+    eos = language.ends(model)
     precision = language.source.precision
     engines: list[Engine] = []
     if engine != "static":
@@ -203,16 +196,22 @@ def generator_of(language: Language, model: Any, engine: str = "auto", cache_tok
             )
         if reason is not None:
             logger.warning("%s is answered in static batches: %s.", language.source.name, reason)
-        elif own.repetition_penalty not in (None, 1.0):
-            logger.warning(
-                "%s comes with a repetition_penalty of %s, which continuous batching does not know; requests that ask "
-                "for it are answered in static batches.",
-                language.source.name,
-                own.repetition_penalty,
-            )
+        else:
+            tell_of_penalty(language, model)
     pad = language.tokenizer.pad_token_id
     engines.append(StaticEngine(model, precision, pad, eos, encodes=language.encodes))
-    return Generator(language, engines, own.top_k)
+    return Generator(language, engines, model.generation_config.top_k)
+
+
+def tell_of_penalty(language: Language, model: Any) -> None:
+    """Log it if a model's own configuration asks for what continuous batching does not do."""
+    penalty = model.generation_config.repetition_penalty
+    if penalty not in (None, 1.0):
+        logger.warning(
+            "%s comes with a repetition_penalty of %s, which continuous batching does not know.",
+            language.source.name,
+            penalty,
+        )
 
 
 def _obstacle(language: Language, model: Any) -> str | None:

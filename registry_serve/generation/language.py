@@ -48,6 +48,13 @@ class Language:
         own.max_length = None  # requests always say how many tokens are new
         return model
 
+    def ends(self, model: Any) -> list[int]:
+        """Return the tokens that end an answer of the model, loaded by ``weights``."""
+        ends = model.generation_config.eos_token_id
+        if ends is None:
+            return []
+        return [ends] if isinstance(ends, int) else list(ends)
+
     def new_tokens(self, prompt: Prompt, asked: GenerationParameters) -> int:
         """Return how many tokens an answer may have: as many as asked for, or as the context holds."""
         if self.encodes or self.context is None:

@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from registry_serve.generation.division import divides_keys
+
 _GPU_SHARE = 0.6
 _CPU_BYTES = 2**30
 #: More requests than so many of full length at a time are seldom.
@@ -31,8 +33,10 @@ def cache_tokens_for(model: Any, context: int | None) -> int:
 
 
 def bytes_per_token(model: Any) -> int:
-    """Return how much the keys and values of one token take."""
+    """Return how much the keys and values of one token take, on this process."""
     config = model.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    if (model.tp_size or 1) > 1 and divides_keys(model.tp_plan):
+        heads //= model.tp_size
     return int(2 * config.num_hidden_layers * heads * size * model.dtype.itemsize)

@@ -10,6 +10,7 @@ from ray import serve
 from registry_serve.deployment import deployment_from_handler, deployment_from_model_name
 from registry_serve.deployment_file import DeploymentFile, accelerator_type
 from registry_serve.errors import ConfigurationError
+from registry_serve.handlers.spec import DEFAULT_HANDLER
 from registry_serve.policies import BatchPolicy, Limits
 from registry_serve.resources import Resources
 from registry_serve.rollout.records import Record
@@ -17,6 +18,7 @@ from registry_serve.rollout.variables import code_paths, executable, variables
 
 _DEFAULT_HANDLER = "the default handler"
 _POLL_S = 0.1
+_TENSOR_PARALLEL = "tensor_parallel"
 #: What handlers print is logged as information.
 _LOGGING = {"log_level": "INFO", "enable_access_log": False}
 
@@ -51,6 +53,7 @@ def build(record: Record, working_dir: str | None) -> Built:
     resources = _resources(record, file)
     options = {**resources.actor_options(), "runtime_env": _runtime_env(record, file, working_dir)}
     made = deployment.options(
+        **resources.placement(),
         num_replicas=record.replicas,
         ray_actor_options=options,
         graceful_shutdown_timeout_s=Limits().request_timeout_s,
@@ -93,6 +96,7 @@ def _deployment(record: Record, file: DeploymentFile) -> tuple[serve.Deployment,
         downloader=model.downloader,
         download_parameters=model.download_parameters,
         code_paths=(*record.code.paths, *code_paths(file)),
+        tensor_parallel=_processes(file),
         **shared,
     )
     return made, model.model_handler or _DEFAULT_HANDLER
@@ -114,8 +118,22 @@ def _resources(record: Record, file: DeploymentFile) -> Resources:
     gpus = compute.gpus if order.gpus is None else order.gpus
     kind = order.gpu_type or compute.gpu_type
     return Resources(
-        cpus=compute.cpus, gpus=gpus, gpu_type=accelerator_type(kind) if kind is not None and gpus else None
+        cpus=compute.cpus,
+        gpus=gpus,
+        gpu_type=accelerator_type(kind) if kind is not None and gpus else None,
+        processes=_processes(file),
     )
+
+
+def _processes(file: DeploymentFile) -> int:
+    """Return how many processes the built-in handler divides its model over."""
+    model = file.model
+    if model is None or model.registered_model is not None or model.model_handler not in (None, DEFAULT_HANDLER):
+        return 1
+    asked = model.model_parameters.get(_TENSOR_PARALLEL, 1)
+    if not isinstance(asked, int) or asked < 1:
+        raise ConfigurationError(f"model_parameters.tensor_parallel must be a whole number above 0, not {asked!r}.")
+    return asked
 
 
 def _runtime_env(record: Record, file: DeploymentFile, working_dir: str | None) -> dict[str, Any]:

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 NAME = "huggingface"
 _TASKS = ("text-generation", "feature-extraction")
-_ENGINES = ("auto", "continuous", "static")
+_ENGINES = ("auto", "continuous", "static", "vllm")
+_DIVIDED = ("auto", "continuous")
 
 
 class HuggingFaceHandler(ModelHandlerInterface):
@@ -46,6 +47,8 @@ class HuggingFaceHandler(ModelHandlerInterface):
         engine: how a server generates: ``auto``, ``continuous`` or ``static``; see ``docs/generation.md``.
         cache_tokens: tokens of all requests that continuous batching keeps in memory; as many as is sensible if not
             given.
+        tensor_parallel: processes that each layer of the model is divided over, each with a GPU of its own where there
+            are GPUs. A deployment starts them: give it to ``deployment_from_handler``.
 
     Raises:
         HandlerInvalid: one of these has no meaning, or the model cannot be had.
@@ -61,6 +64,7 @@ class HuggingFaceHandler(ModelHandlerInterface):
         trust_remote_code: bool = False,
         engine: str = "auto",
         cache_tokens: int | None = None,
+        tensor_parallel: int = 1,
     ) -> None:
         if task not in _TASKS:
             raise HandlerInvalid(NAME, f"task must be {' or '.join(_TASKS)}, and is {task!r}")
@@ -76,13 +80,27 @@ class HuggingFaceHandler(ModelHandlerInterface):
         except ImportError as error:
             needs = f"it needs {error.name}, which is not installed: pip install 'registry-serve[transformers]'"
             raise HandlerInvalid(NAME, needs) from error
+        if tensor_parallel > 1 and (task != "text-generation" or engine not in _DIVIDED):
+            kinds = " or ".join(_DIVIDED)
+            raise HandlerInvalid(NAME, f"tensor_parallel is for text-generation, with the engine {kinds}")
         source = Source(model_name_or_path, Precision.of(model_dtype, autocast_dtype), trust_remote_code)
         self._generator: Callable[[], Generator] | None = None
-        self._model: TextGeneration | FeatureExtraction
+        self._model: TextGeneration | FeatureExtraction | None = None
         if task == "feature-extraction":
             self._model = FeatureExtraction(source)
             return
         language = Language(source)
+        if tensor_parallel > 1:
+            from registry_serve.generation.ranks import divided
+
+            generator = divided(language, tensor_parallel, cache_tokens)
+            self._generator = lambda: generator
+            return
+        if engine == "vllm":
+            from registry_serve.generation.vllm import generator_with_vllm
+
+            self._generator = partial(generator_with_vllm, language)
+            return
         weights = language.weights()
         self._model = TextGeneration(language, weights)
         self._generator = partial(generator_of, language, weights, engine, cache_tokens)
@@ -100,7 +118,7 @@ class HuggingFaceHandler(ModelHandlerInterface):
         Raises:
             InvalidRequest: an input or a parameter is wrong; nothing has been computed.
         """
-        return self._model.answer(model_requests)
+        return self._whole.answer(model_requests)
 
     def predict_stream(self, input: Any, parameters: dict[str, Any] | None = None) -> Iterator[str]:  # noqa: A002
         """Generate one text piece by piece; together the pieces are what ``predict`` returns.
@@ -110,8 +128,16 @@ class HuggingFaceHandler(ModelHandlerInterface):
         Raises:
             InvalidRequest: as ``predict``; or the task is no generation.
         """
-        stream = getattr(self._model, "stream", None)
+        stream = getattr(self._whole, "stream", None)
         if stream is None:
             raise InvalidRequest([{"location": [], "message": "asks for a stream, and this model gives embeddings"}])
         pieces: Iterator[str] = stream(input, parameters or {})
         return pieces
+
+    @property
+    def _whole(self) -> TextGeneration | FeatureExtraction:
+        if self._model is None:
+            raise HandlerInvalid(
+                NAME, "its model belongs to an engine (tensor_parallel, vllm), and answers through generator() only"
+            )
+        return self._model
