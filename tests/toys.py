@@ -138,6 +138,31 @@ class WithParams(PythonModel):
         return [{"text": json.dumps(params, sort_keys=True)} for _ in range(len(model_input))]
 
 
+class Speller(PythonModel):
+    """Answers with its params and letters, piece by piece: of ``ab``, ``{"letter": "a"}`` and ``{"letter": "b"}``.
+
+    It raises at an exclamation mark, waits at a dot, and notes when a stream has ended.
+    """
+
+    def __init__(self, note):
+        self.note = note
+
+    def predict(self, context, model_input: pd.DataFrame, params=None):
+        return [list(value) for value in model_input["prompt"]]
+
+    def predict_stream(self, context, model_input, params=None):
+        try:
+            for letter in model_input["prompt"]:
+                if letter == "!":
+                    raise RuntimeError("a secret in /srv/models")
+                if letter == ".":
+                    time.sleep(0.02)
+                yield {"letter": letter, **(params or {})}
+        finally:
+            with open(self.note, "a") as file:
+                file.write("ended ")
+
+
 class Shelf:
     """A registry in a folder, and short ways to put models into it."""
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from contextlib import nullcontext
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from registry_serve.models.code_paths import CodeClash, claimed, forget_repeated
 from registry_serve.models.direct import Predict, shortest_way
 from registry_serve.registry import ModelVersion
 
+Stream = Callable[[Any, dict[str, Any] | None], Iterator[Any]]
+
 # MLflow hands a model that is made by running a file, and its sys.path entries, through globals of the process.
 _globals_of_mlflow = threading.Lock()
 
@@ -31,16 +34,44 @@ class PyfuncModel:
     def predict(self, data: Any, params: dict[str, Any] | None) -> Any:
         """Answer for all rows at once, given as ``RequestSchema`` makes them for the model's signature."""
         assert self._predict is not None
-        try:
+        with _refusals():
             return self._predict(data, params)
-        except MlflowException as error:
-            if error.error_code == "INVALID_PARAMETER_VALUE":
-                raise RefusedByModel from error
-            raise
 
     def close(self) -> None:
         """Drop the model; its memory is freed with its last reference."""
         self._predict = None
+
+
+class StreamingPyfuncModel(PyfuncModel):
+    """A loaded pyfunc that can also answer piece by piece."""
+
+    def __init__(self, model: PyFuncModel) -> None:
+        super().__init__(model)
+        self._stream: Stream | None = model.predict_stream
+
+    def stream(self, data: Any, params: dict[str, Any] | None) -> Generator[Any, None, None]:
+        """Answer for one row, which MLflow checks and hands on as it does for callers from Python."""
+        assert self._stream is not None
+        with _refusals():
+            pieces: Any = self._stream(data, params)
+            # MLflow's own generator, which ends the model's when it is closed.
+            with closing(pieces):
+                yield from pieces
+
+    def close(self) -> None:
+        """Drop the model."""
+        self._stream = None
+        super().close()
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    try:
+        yield
+    except MlflowException as error:
+        if error.error_code == "INVALID_PARAMETER_VALUE":
+            raise RefusedByModel from error
+        raise
 
 
 def load_pyfunc(version: ModelVersion, directory: Path) -> PyfuncModel:
@@ -64,7 +95,7 @@ def load_pyfunc(version: ModelVersion, directory: Path) -> PyfuncModel:
     if version.card.signature is not None:
         # The files may be of another moment than the card: MLflow shall enforce what requests were checked against.
         model.metadata.signature = version.card.signature
-    return PyfuncModel(model)
+    return StreamingPyfuncModel(model) if version.card.streamable else PyfuncModel(model)
 
 
 def _load(directory: Path) -> PyFuncModel:

@@ -282,6 +282,8 @@ class ServedModel:
                     emit(to_json(self.schema.answer([piece], 1)[0]))
         except Stopped:
             raise TimeoutError from None  # told to a client that reads too slowly, if it ever reads on
+        except RefusedByModel as refusal:
+            raise self._refused(refusal) from refusal
         except RegistryServeError:
             raise
         except BaseException as error:
@@ -295,9 +297,7 @@ class ServedModel:
         try:
             prediction = self._model.predict(self.schema.data(request), request.params)
         except RefusedByModel as refusal:
-            logger.info("Version %s of %s refused its input.", number, name, exc_info=refusal)
-            message = "does not pass the model's own check of its input"
-            raise InvalidRequest([{"location": [], "message": message}]) from refusal
+            raise self._refused(refusal) from refusal
         except (ModelLost, RegistryServeError):
             raise
         except BaseException as error:
@@ -310,6 +310,12 @@ class ServedModel:
         except (TypeError, ValueError, RecursionError) as error:
             raise PredictionFailed(name, number, "answered something that has no JSON form") from error
         return answered
+
+    def _refused(self, refusal: RefusedByModel) -> InvalidRequest:
+        name, number = self.version.model, self.version.number
+        logger.info("Version %s of %s refused its input.", number, name, exc_info=refusal)
+        message = "does not pass the model's own check of its input"
+        return InvalidRequest([{"location": [], "message": message}])
 
     def _stop_merging(self, reason: str) -> None:
         """Merge no more, unless somebody has decided by hand that requests are merged."""
