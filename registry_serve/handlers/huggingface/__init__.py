@@ -44,7 +44,8 @@ class HuggingFaceHandler(ModelHandlerInterface):
         model_dtype: of its weights: fp16, bf16 or fp32. On a CPU, fp16 becomes fp32.
         autocast_dtype: fp16 or bf16, for torch's automatic mixed precision; None for none.
         trust_remote_code: run Python code that comes with the model.
-        engine: how a server generates: ``auto``, ``continuous`` or ``static``; see ``docs/generation.md``.
+        engine: how a server generates: ``auto``, ``continuous``, ``static`` or ``vllm``; see
+            ``docs/generation.md``.
         cache_tokens: tokens of all requests that continuous batching keeps in memory; as many as is sensible if not
             given.
         tensor_parallel: processes that each layer of the model is divided over, each with a GPU of its own where there
