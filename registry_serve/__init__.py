@@ -14,8 +14,10 @@ from registry_serve.errors import (
     BodyTooLarge,
     CodeConflict,
     ConfigurationError,
+    DeploymentEnded,
     DeploymentFileInvalid,
     DeploymentNotFound,
+    DeploymentUnavailable,
     DiskFull,
     DownloadFailed,
     Draining,
@@ -44,6 +46,7 @@ from registry_serve.errors import (
     TooManyRequests,
     TooManyTokens,
     Unauthenticated,
+    UnknownArgument,
     VersionForbidden,
     VersionLoading,
     VersionNotFound,
@@ -59,6 +62,7 @@ if typing.TYPE_CHECKING:
     from registry_serve.deployment import deployment_from_handler, deployment_from_model_name
     from registry_serve.handlers import ModelHandlerInterface
     from registry_serve.handlers.registration import log_handler
+    from registry_serve.persistent import PersistentClient, Response, client, serve
     from registry_serve.rollout import deploy
     from registry_serve.signature import Compatibility
 
@@ -71,8 +75,10 @@ __all__ = [
     "CodeConflict",
     "Compatibility",
     "ConfigurationError",
+    "DeploymentEnded",
     "DeploymentFileInvalid",
     "DeploymentNotFound",
+    "DeploymentUnavailable",
     "DiskFull",
     "DownloadFailed",
     "Draining",
@@ -90,6 +96,7 @@ __all__ = [
     "ModelNotFound",
     "ModelNotServed",
     "ModelProcessDied",
+    "PersistentClient",
     "PredictionFailed",
     "PredictionTimeout",
     "RateLimited",
@@ -98,6 +105,7 @@ __all__ = [
     "RegistryUnavailable",
     "ReplicaStuck",
     "ResourcesMissing",
+    "Response",
     "SignatureConflict",
     "SignatureMissing",
     "SignatureUnsupported",
@@ -105,6 +113,7 @@ __all__ = [
     "TooManyRequests",
     "TooManyTokens",
     "Unauthenticated",
+    "UnknownArgument",
     "VersionForbidden",
     "VersionLoading",
     "VersionNotFound",
@@ -114,10 +123,12 @@ __all__ = [
     "WarmUpFailed",
     "__version__",
     "app",
+    "client",
     "deploy",
     "deployment_from_handler",
     "deployment_from_model_name",
     "log_handler",
+    "serve",
 ]
 
 #: Imported when they are asked for: Ray and MLflow take seconds, and pytest imports this package for its plugin.
@@ -125,11 +136,15 @@ _LATE = {
     "AppArgs": "application",
     "Compatibility": "signature",
     "ModelHandlerInterface": "handlers",
+    "PersistentClient": "persistent",
+    "Response": "persistent",
     "app": "application",
+    "client": "persistent",
     "deploy": "rollout",
     "deployment_from_handler": "deployment",
     "deployment_from_model_name": "deployment",
     "log_handler": "handlers.registration",
+    "serve": "persistent",
 }
 
 

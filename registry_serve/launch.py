@@ -156,8 +156,13 @@ def _free_port(preferred: int, but: int, held: ExitStack) -> int:
     raise ConfigurationError("This machine has no free port.")
 
 
-def require_free(host: str, port: int) -> None:
+def require_free(host: str, port: int, setting: str = "--port") -> None:
     """Make sure that nobody listens on a port yet.
+
+    Args:
+        host: to listen on.
+        port: the same.
+        setting: that names another port.
 
     Raises:
         ConfigurationError: somebody does, or one may not listen there.
@@ -167,6 +172,6 @@ def require_free(host: str, port: int) -> None:
         try:
             probe.bind((host, port))
         except PermissionError:
-            raise ConfigurationError(f"You may not listen on port {port}. Name another one with --port.") from None
+            raise ConfigurationError(f"You may not listen on port {port}. Name another one with {setting}.") from None
         except OSError:
-            raise ConfigurationError(f"Port {port} is taken. Name a free one with --port.") from None
+            raise ConfigurationError(f"Port {port} is taken. Name a free one with {setting}.") from None

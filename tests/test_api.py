@@ -47,6 +47,8 @@ EXAMPLES = {
     "DownloadFailed": ("s3://bucket/model", "access is denied"),
     "DeploymentFileInvalid": ("deployment.yaml", 3, "replicas must be an integer"),
     "DeploymentNotFound": ("hello", ("world",)),
+    "DeploymentEnded": ("hello", ("world",)),
+    "UnknownArgument": ("replicas", ("replica_num",)),
     "ResourcesMissing": ("No.",),
     "EndpointFailed": ("No.",),
     "WarmUpFailed": ("No.",),
@@ -77,6 +79,7 @@ EXAMPLES = {
     "RegistryUnavailable": ("reading",),
     "VersionLoading": ("m", "1", 1.5),
     "ModelProcessDied": ("m", "1"),
+    "DeploymentUnavailable": ("hello", "has no replica that answers"),
     "Draining": (),
     "PredictionTimeout": ("m", "1", 1.5),
 }

@@ -8,6 +8,8 @@
     │   ├── DownloadFailed                the files of a model cannot be downloaded
     │   ├── DeploymentFileInvalid         a deployment file has a mistake, with its line
     │   ├── DeploymentNotFound            no deployment has that name
+    │   │   └── DeploymentEnded           it is not there any more, although it was not ended
+    │   ├── UnknownArgument               a keyword that nobody knows
     │   └── ResourcesMissing              the cluster has not the GPUs that are asked for
     ├── EndpointFailed                    a deployment asked over HTTP did not answer (told by the command line)
     ├── WarmUpFailed                      the default version cannot answer its own input example
@@ -39,6 +41,7 @@
     ├── RegistryUnavailable        503    the registry does not answer         (Retry-After)
     ├── VersionLoading             503    loading outlasts the caller's wait   (Retry-After)
     ├── ModelProcessDied           503    the model's own process has ended    (Retry-After)
+    ├── DeploymentUnavailable      503    no replica of a persistent deployment answers (Retry-After)
     ├── Draining                   503    this replica is shutting down        (Retry-After)
     └── PredictionTimeout          504
 
@@ -49,6 +52,7 @@ caller's data, a path on the server, or a stack trace.
 
 from registry_serve.errors.deployments import (
     ConfigurationError,
+    DeploymentEnded,
     DeploymentFileInvalid,
     DeploymentNotFound,
     DownloadFailed,
@@ -58,6 +62,7 @@ from registry_serve.errors.deployments import (
     ResourcesMissing,
     SignatureMissing,
     SignatureUnsupported,
+    UnknownArgument,
     WarmUpFailed,
 )
 from registry_serve.errors.requests import (
@@ -83,6 +88,7 @@ from registry_serve.errors.root import (
 )
 from registry_serve.errors.serving import (
     CodeConflict,
+    DeploymentUnavailable,
     DiskFull,
     Draining,
     EnvironmentConflict,
@@ -101,8 +107,10 @@ __all__ = [
     "BodyTooLarge",
     "CodeConflict",
     "ConfigurationError",
+    "DeploymentEnded",
     "DeploymentFileInvalid",
     "DeploymentNotFound",
+    "DeploymentUnavailable",
     "DiskFull",
     "DownloadFailed",
     "Draining",
@@ -131,6 +139,7 @@ __all__ = [
     "TooManyRequests",
     "TooManyTokens",
     "Unauthenticated",
+    "UnknownArgument",
     "VersionForbidden",
     "VersionLoading",
     "VersionNotFound",

@@ -72,6 +72,34 @@ class DeploymentNotFound(ConfigurationError):
         return f"There is no deployment {self.given['name']!r}. There are: {named}."
 
 
+class DeploymentEnded(DeploymentNotFound):
+    """Its cluster has ended, or it was taken off, without anybody's saying so. ``available`` are the others."""
+
+    code = "deployment_ended"
+    title = "The deployment has ended"
+    sentence = (
+        "The deployment {name!r} is not there any more: its Ray cluster has ended, or somebody took it off. What was "
+        "written down of it is removed. Serve it again."
+    )
+
+    @property
+    def detail(self) -> str:
+        return self.sentence.format(**self.given)
+
+
+class UnknownArgument(ConfigurationError, ValueError):
+    """A keyword that nobody knows. ``known`` are those that there are."""
+
+    status = 422
+    code = "unknown_argument"
+    title = "The keyword is unknown"
+    fields = ("name", "known")
+
+    @property
+    def detail(self) -> str:
+        return f"There is no {self.given['name']!r}. There are: {', '.join(self.given['known'])}."
+
+
 class EndpointFailed(RegistryServeError):
     """A deployment that was asked over HTTP did not answer as it should."""
 

@@ -147,6 +147,17 @@ class Draining(RegistryServeError):
     sentence = "This replica is shutting down. Try again: another one answers."
 
 
+class DeploymentUnavailable(RegistryServeError):
+    """A persistent deployment cannot answer now; ``happened`` goes into a sentence."""
+
+    status = 503
+    code = "deployment_unavailable"
+    title = "The deployment does not answer"
+    retry_after = 2
+    fields = ("name", "happened")
+    sentence = "The deployment {name!r} {happened}. Try again in a moment."
+
+
 class PredictionTimeout(RegistryServeError):
     """``seconds`` is the limit."""
 

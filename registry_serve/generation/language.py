@@ -6,6 +6,7 @@ from typing import Any
 
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
+from registry_serve.errors import InvalidRequest
 from registry_serve.generation.parameters import AS_MANY_AS_FIT, GenerationParameters
 from registry_serve.generation.pieces import TokensAsText
 from registry_serve.generation.pretrained import Source, limits
@@ -56,7 +57,20 @@ class Language:
         return [ends] if isinstance(ends, int) else list(ends)
 
     def new_tokens(self, prompt: Prompt, asked: GenerationParameters) -> int:
-        """Return how many tokens an answer may have: as many as asked for, or as the context holds."""
+        """Return how many tokens an answer may have: as many as asked for, or as the context holds.
+
+        Raises:
+            InvalidRequest: the prompt alone has as many as prompt and answer may have together.
+        """
+        if asked.max_length is None:
+            return self._new_tokens(prompt, asked)
+        length = 0 if self.encodes else len(prompt.ids)
+        if asked.max_length <= length:
+            message = f"must be above the number of tokens of the prompt, {length}"
+            raise InvalidRequest([{"location": ["parameters", "max_length"], "message": message}])
+        return min(asked.max_length - length, self._new_tokens(prompt, asked))
+
+    def _new_tokens(self, prompt: Prompt, asked: GenerationParameters) -> int:
         if self.encodes or self.context is None:
             # Nothing limits what fits: the answer is as long as one that says nothing about it.
             unlimited = asked.max_new_tokens == AS_MANY_AS_FIT

@@ -30,6 +30,7 @@ class GenerationParameters(BaseModel):
 
     Attributes:
         max_new_tokens: how many tokens are added at the most; fewer where the model's context ends before.
+        max_length: how many tokens prompt and answer have together at the most; of an encoder-decoder, the answer alone.
         do_sample: false always takes the likeliest token, and so does a temperature of 0.
         num_return_sequences: how many texts to return, also called ``n``; above 1, each output is a list.
         stop: a text, or several; the answer ends before the first that comes up.
@@ -43,6 +44,7 @@ class GenerationParameters(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     max_new_tokens: int = Field(256, ge=1)
+    max_length: int | None = Field(None, ge=1)
     min_new_tokens: int | None = Field(None, ge=0)
     do_sample: bool = True
     temperature: float = Field(0.8, ge=0, allow_inf_nan=False)

@@ -52,7 +52,9 @@ class Cluster:
 
 
 @contextmanager
-def connected(tell: Tell, *, working_dir: str | None = None, end_unused: bool = False) -> Iterator[Cluster | None]:
+def connected(
+    tell: Tell, *, address: str | None = None, working_dir: str | None = None, end_unused: bool = False
+) -> Iterator[Cluster | None]:
     """Give the cluster that is there, if one is, for as long as this ``with`` block lasts.
 
     Where this process is connected already, that cluster is taken and stays connected; else the one that
@@ -60,6 +62,7 @@ def connected(tell: Tell, *, working_dir: str | None = None, end_unused: bool = 
 
     Args:
         tell: hears what happens.
+        address: instead of ``RAY_ADDRESS``.
         working_dir: uploaded for what is deployed from this connection.
         end_unused: whether a cluster in the background is ended afterwards when nothing is deployed on it any more.
             Only who is ``changing`` what is deployed may say so.
@@ -67,7 +70,7 @@ def connected(tell: Tell, *, working_dir: str | None = None, end_unused: bool = 
     Raises:
         ConfigurationError: the cluster does not answer.
     """
-    address = os.environ.get("RAY_ADDRESS", "")
+    address = address or os.environ.get("RAY_ADDRESS", "")
     if ray.is_initialized():
         yield _cluster(ray.init(ignore_reinit_error=True, logging_level=logging.ERROR), ours=False)
     elif address:

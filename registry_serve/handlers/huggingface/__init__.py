@@ -50,6 +50,7 @@ class HuggingFaceHandler(ModelHandlerInterface):
             given.
         tensor_parallel: processes that each layer of the model is divided over, each with a GPU of its own where there
             are GPUs. A deployment starts them: give it to ``deployment_from_handler``.
+        tokenizer_name_or_path: of its tokenizer, where that is another's.
 
     Raises:
         HandlerInvalid: one of these has no meaning, or the model cannot be had.
@@ -66,6 +67,7 @@ class HuggingFaceHandler(ModelHandlerInterface):
         engine: str = "auto",
         cache_tokens: int | None = None,
         tensor_parallel: int = 1,
+        tokenizer_name_or_path: str | None = None,
     ) -> None:
         if task not in _TASKS:
             raise HandlerInvalid(NAME, f"task must be {' or '.join(_TASKS)}, and is {task!r}")
@@ -84,7 +86,9 @@ class HuggingFaceHandler(ModelHandlerInterface):
         if tensor_parallel > 1 and (task != "text-generation" or engine not in _DIVIDED):
             kinds = " or ".join(_DIVIDED)
             raise HandlerInvalid(NAME, f"tensor_parallel is for text-generation, with the engine {kinds}")
-        source = Source(model_name_or_path, Precision.of(model_dtype, autocast_dtype), trust_remote_code)
+        source = Source(
+            model_name_or_path, Precision.of(model_dtype, autocast_dtype), trust_remote_code, tokenizer_name_or_path
+        )
         self._generator: Callable[[], Generator] | None = None
         self._model: TextGeneration | FeatureExtraction | None = None
         if task == "feature-extraction":

@@ -1,0 +1,5 @@
+"""``mii.backend.client``: the client."""
+
+from registry_serve.persistent import PersistentClient as MIIClient
+
+__all__ = ["MIIClient"]

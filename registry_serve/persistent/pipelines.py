@@ -1,0 +1,110 @@
+"""Pipeline: the same engine in this process, without a cluster, for as long as the process lasts."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import aclosing
+from typing import Any
+
+from registry_serve.errors import ConfigurationError
+from registry_serve.persistent.config import ModelConfig, pipeline_configured
+from registry_serve.persistent.options import GenerateParamsConfig, prompts_of
+from registry_serve.persistent.response import Response
+
+
+class Pipeline:
+    """A loaded model. Threads may share it.
+
+    Args:
+        model_config: of the model.
+    """
+
+    def __init__(self, model_config: ModelConfig) -> None:
+        from registry_serve.handlers.huggingface import HuggingFaceHandler
+
+        self.model_config = model_config
+        self._generator: Any = HuggingFaceHandler(
+            task=model_config.task,
+            model_name_or_path=model_config.model_name_or_path,
+            tokenizer_name_or_path=model_config.tokenizer,
+        ).generator()
+        self._loop = asyncio.new_event_loop()
+        self._end = asyncio.Event()
+        self._thread = threading.Thread(target=self._run, name="pipeline", daemon=True)
+        self._thread.start()
+
+    def __call__(self, prompts: str | Sequence[str], **generate_kwargs: Any) -> list[Response]:
+        """Answer prompts, in their order.
+
+        Args:
+            prompts: a text, or several.
+            **generate_kwargs: options; see :class:`registry_serve.persistent.GenerateParamsConfig`.
+
+        Raises:
+            UnknownArgument: there is no such option.
+            InvalidRequest: a prompt or an option has no meaning.
+            ConfigurationError: it was destroyed.
+        """
+        if self._loop.is_closed():
+            raise ConfigurationError("This pipeline was destroyed. Make another one.")
+        parameters = GenerateParamsConfig.of(generate_kwargs).parameters(self.model_config.max_length)
+        answering = self._all_of(prompts_of(prompts), parameters)
+        return asyncio.run_coroutine_threadsafe(answering, self._loop).result()
+
+    def destroy(self) -> None:
+        """Let go of the model."""
+        if self._loop.is_closed():
+            return
+        self._loop.call_soon_threadsafe(self._end.set)
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            self._loop.run_until_complete(self._end.wait())
+        finally:
+            self._generator.close()
+            self._generator = None
+            for task in asyncio.all_tasks(self._loop):
+                task.cancel()
+            self._loop.run_until_complete(asyncio.sleep(0))
+            self._loop.close()
+
+    async def _all_of(self, prompts: Sequence[str], parameters: Mapping[str, Any]) -> list[Response]:
+        return list(await asyncio.gather(*[self._one(each, dict(parameters)) for each in prompts]))
+
+    async def _one(self, prompt: str, parameters: dict[str, Any]) -> Response:
+        texts = []
+        async with aclosing(self._generator.generate(prompt, parameters)) as chunks:
+            async for chunk in chunks:
+                texts.append(chunk.text)
+        return Response("".join(texts), chunk.prompt_tokens, chunk.generated_tokens, chunk.finish_reason)
+
+
+def pipeline(
+    model_name_or_path: str = "",
+    model_config: Mapping[str, Any] | ModelConfig | None = None,
+    all_rank_output: bool = False,
+    **keywords: Any,
+) -> Pipeline:
+    """Load a model into this process.
+
+        pipe = pipeline("mistralai/Mistral-7B-v0.1")
+        pipe(["DeepSpeed is", "Seattle is"], max_new_tokens=128)
+
+    Args:
+        model_name_or_path: the model's name on the hub, or a folder.
+        model_config: fields of :class:`ModelConfig`.
+        all_rank_output: of no meaning: there is one process.
+        **keywords: fields of ``ModelConfig``.
+
+    Raises:
+        UnknownArgument: a keyword is no field of it.
+        HandlerInvalid: the model cannot be loaded.
+        ConfigurationError: a value has no meaning.
+    """
+    config = pipeline_configured(model_name_or_path, model_config, keywords)
+    if config.tensor_parallel > 1 or config.replica_num > 1:
+        raise ConfigurationError("A pipeline is one process. Use serve() for tensor_parallel or replica_num above 1.")
+    return Pipeline(config)
