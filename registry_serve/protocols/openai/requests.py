@@ -3,77 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    WithJsonSchema,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 from typing_extensions import Self
 
 from registry_serve.errors import InvalidRequest
 from registry_serve.generation.parameters import AS_MANY_AS_FIT
+from registry_serve.protocols.openai.values import Content, Stops, Texts, Unused
 from registry_serve.signature import Request, decode, fault
 
 _SENTENCES = {"missing": "is required", "extra_forbidden": "is unknown here"}
-_TEXTS = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
-_CONTENT = {
-    "anyOf": [
-        {"type": "string"},
-        {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
-                "required": ["type", "text"],
-            },
-        },
-    ]
-}
-
-
-def _texts(value: Any) -> Any:
-    texts = [value] if isinstance(value, str) else value
-    if not isinstance(texts, list) or not texts:
-        raise PydanticCustomError("texts", "must be a text, or a list of texts")
-    if any(isinstance(each, (int, list)) for each in texts):
-        raise PydanticCustomError("texts", "must hold texts: lists of tokens are not taken")
-    if not all(isinstance(each, str) for each in texts):
-        raise PydanticCustomError("texts", "must be a text, or a list of texts")
-    return tuple(texts)
-
-
-def _stops(value: Any) -> Any:
-    texts = _texts(value)
-    if not all(texts):
-        raise PydanticCustomError("stops", "must hold no empty text")
-    return texts
-
-
-def _content(value: Any) -> Any:
-    """Make one text of the parts of a message."""
-    if not isinstance(value, list):
-        return value
-    for part in value:
-        if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-            raise PydanticCustomError("parts", 'must be a text, or parts of the kind {"type": "text", "text": ...}')
-    return "".join(part["text"] for part in value)
-
-
-def _unused(value: Any) -> Any:
-    if value:
-        raise PydanticCustomError("unused", "cannot be used here: leave it out")
-    return value
-
-
-Unused = Annotated[Any, AfterValidator(_unused), WithJsonSchema({"description": "Refused, unless it is 0 or empty."})]
 
 
 class _Model(BaseModel):
@@ -117,7 +58,7 @@ class Asked(_Model):
     temperature: float = Field(1.0, ge=0, allow_inf_nan=False)
     top_p: float = Field(1.0, gt=0, le=1)
     n: int = Field(1, ge=1, le=128)
-    stop: Annotated[tuple[str, ...], BeforeValidator(_stops), WithJsonSchema(_TEXTS)] = ()
+    stop: Stops = ()
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
     seed: int | None = Field(None, ge=0, lt=2**62)
@@ -216,7 +157,7 @@ class CompletionRequest(Asked):
 
     default_tokens = 16
 
-    prompt: Annotated[tuple[str, ...], BeforeValidator(_texts), WithJsonSchema(_TEXTS)]
+    prompt: Texts
     logprobs: int | None = Field(None, ge=0, le=20)
     echo: bool = False
     best_of: int | None = None
@@ -250,7 +191,7 @@ class Message(_Model):
     """One message of a conversation. What an answer's message has besides may be sent back with it."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[str, BeforeValidator(_content), WithJsonSchema(_CONTENT)]
+    content: Content
     name: str | None = None
     refusal: Unused = None
     annotations: Unused = None
