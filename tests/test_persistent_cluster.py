@@ -19,7 +19,7 @@ import requests
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from registry_serve import mii
+from registry_serve import cli, mii
 from registry_serve.errors import ConfigurationError, InvalidRequest, TooManyTokens, UnknownArgument
 from registry_serve.persistent import records, wire
 from registry_serve.persistent.ending import terminate
@@ -240,6 +240,15 @@ def test_http_clients_are_answered_where_that_is_asked_for(client, rest, expecte
     assert requests.post(f"{address}/mii/another", json={"prompts": "a"}, timeout=30).status_code == 404
     foreign = requests.post(deployment, json={"prompts": "a"}, headers={"origin": "http://evil.test"}, timeout=30)
     assert foreign.status_code == 403
+
+
+def test_the_command_line_lists_it(client, model, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["registry-serve", "get", "deployments", "--json"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    [told] = json.loads(capsys.readouterr().out)
+    assert (told["name"], told["state"], told["serves"]) == ("tiny-llama-mii-deployment", "running", model)
+    assert (told["replicas_ready"], told["replicas"], told["url"]) == (2, 2, f"grpc://127.0.0.1:{client.port}")
 
 
 def test_callers_without_the_token_are_refused(client):

@@ -20,6 +20,7 @@ from registry_serve.cli.endpoint import Endpoint
 from registry_serve.cli.screen import AsJson, console, print_json, progress, say, show
 from registry_serve.cli.status import facts, ready
 from registry_serve.errors import ConfigurationError, DeploymentNotFound
+from registry_serve.persistent import statuses
 from registry_serve.rollout import DeploymentStatus
 
 update = typer.Typer(no_args_is_help=True, help="Change a deployment while it serves.")
@@ -118,7 +119,12 @@ def stop_deployment(names: Names, yes: Yes = False, as_json: AsJson = False) -> 
 @delete.command("deployments", hidden=True)
 def delete_deployment(names: Names, yes: Yes = False, as_json: AsJson = False) -> None:
     """Take deployments offline, once requests in flight are answered, and forget them."""
-    _end(rollout.delete, "delete", "deleted", names, yes=yes, as_json=as_json)
+    _end(_delete, "delete", "deleted", names, yes=yes, as_json=as_json, persistent=statuses.names())
+
+
+def _delete(name: str, on_progress: Callable[[str], None]) -> None:
+    """Delete a deployment of a file, or a persistent one."""
+    (rollout.delete if name in rollout.names() else statuses.delete)(name, on_progress)
 
 
 @contextmanager
@@ -157,8 +163,9 @@ def _end(
     *,
     yes: bool,
     as_json: bool,
+    persistent: Sequence[str] = (),
 ) -> None:
-    meant = _meant(names)
+    meant = _meant(names, persistent)
     if len(meant) > 1 and not yes and not _agreed(doing, meant):
         raise ConfigurationError(f"Nothing was {done}. Give --yes to {doing} {', '.join(meant)}.")
     for name in meant:
@@ -169,13 +176,18 @@ def _end(
         print_json({done: meant})
 
 
-def _meant(names: Sequence[str]) -> list[str]:
+def _meant(names: Sequence[str], persistent: Sequence[str]) -> list[str]:
     """Return the names of deployments that names and globs mean, each once.
+
+    Args:
+        names: and globs.
+        persistent: names of persistent deployments, where they are meant, too.
 
     Raises:
         DeploymentNotFound: one of them means none.
     """
-    there = rollout.names()  # also of those whose records cannot be read: that is a way to be rid of them
+    # Also of those whose records cannot be read: that is a way to be rid of them.
+    there = [*rollout.names(), *persistent]
     meant: dict[str, None] = {}
     for name in names:
         found = [each for each in there if fnmatchcase(each, name)]

@@ -14,6 +14,7 @@ import yaml
 from registry_serve import rollout
 from registry_serve.cli.endpoint import Endpoint
 from registry_serve.cli.screen import AsJson, console, print_json, say, show, show_table
+from registry_serve.persistent import statuses
 from registry_serve.rollout import DeploymentStatus
 
 get = typer.Typer(no_args_is_help=True, help="List what is deployed, or print a deployment's logs.")
@@ -29,8 +30,8 @@ _DESCRIBED_WITHIN_S = 10.0
 
 @get.command("deployments")
 def get_deployments(as_json: AsJson = False) -> None:
-    """List what is deployed."""
-    found = rollout.deployments()
+    """List what is deployed, persistent deployments of language models included."""
+    found = [*rollout.deployments(), *statuses.deployments()]
     if as_json:
         print_json([facts(each) for each in found])
     elif not found:

@@ -1,0 +1,58 @@
+"""How persistent deployments are, for who lists deployments of all kinds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from registry_serve.errors import ConfigurationError
+from registry_serve.persistent import records
+from registry_serve.persistent.ending import reached, terminate
+from registry_serve.persistent.records import Record
+from registry_serve.rollout import DeploymentStatus
+from registry_serve.rollout.serving import Seen, look
+from registry_serve.rollout.telling import log
+
+Tell = Callable[[str], None]
+
+
+def deployments(on_progress: Tell = log) -> list[DeploymentStatus]:
+    """Return all persistent deployments of this user and machine by name."""
+    return [_status(record, on_progress) for record in records.everything()]
+
+
+def names() -> list[str]:
+    """Return their names."""
+    return [record.name for record in records.everything()]
+
+
+def delete(name: str, on_progress: Tell = log) -> None:
+    """End one, as ``PersistentClient.terminate_server`` does.
+
+    Raises:
+        DeploymentNotFound: there is none of that name.
+        ConfigurationError: this process is connected to another cluster.
+    """
+    terminate(records.named(name), on_progress)
+
+
+def _status(record: Record, tell: Tell) -> DeploymentStatus:
+    seen = Seen("stopped", 0, f"Its cluster at {record.address} has ended. Serve it again.")
+    try:
+        with reached(record, tell) as cluster:
+            if cluster is not None:
+                there = cluster.ask(look, tell=tell)
+                seen = there.get(record.application, Seen("stopped", 0, "Somebody took it off. Serve it again."))
+    except ConfigurationError as error:
+        seen = Seen("stopped", 0, error.detail)
+    config = record.config
+    return DeploymentStatus(
+        name=record.name,
+        state=seen.state,
+        replicas_ready=max(0, seen.replicas_ready - 1),  # the front is one as well
+        replicas=config.model_conf.replica_num,
+        url=f"grpc://127.0.0.1:{config.port_number}",
+        serves=config.model_conf.model_name_or_path,
+        deployed=record.created,
+        message=seen.message,
+        file=config.model_dump(mode="json", by_alias=True, exclude_defaults=True),
+    )
