@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM
@@ -52,7 +53,9 @@ def _obstacle(language: Language, ranks: int) -> str | None:
         return "autocast_dtype is set"
     config = language.source.config()
     with torch.device("meta"):  # the layers without their weights
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=language.source.trusted)
+        model: Any = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+            config, trust_remote_code=language.source.trusted
+        )
     plan = model.tp_plan or {}
     if not plan:
         return f"Transformers has no plan for {type(model).__name__}, as it has for Llama, Mistral or Qwen"

@@ -27,7 +27,7 @@ from ray.exceptions import RayError
 from ray.util import get_current_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 from torch import distributed
-from transformers.distributed import DistributedConfig
+from transformers.distributed.configuration_utils import DistributedConfig
 
 from registry_serve.errors import HandlerInvalid
 from registry_serve.generation import Settings, Tokens
@@ -115,6 +115,7 @@ class Ranks:
 
     Attributes:
         name: ``continuous``.
+        capacity: tokens that one request may have, prompt and answer together.
         model: the part of this process.
     """
 
@@ -132,6 +133,7 @@ class Ranks:
         self._children = self._start()
         try:
             self.model, self._engine, self._pids = self._load(language)
+            self.capacity = self._engine.capacity
         except BaseException:
             self._end()
             raise
@@ -185,7 +187,9 @@ class Ranks:
 
     def _load(self, language: Language) -> tuple[Any, ContinuousEngine, list[int]]:
         """Load all parts at the same time; one that fails must not leave the others waiting for it."""
-        store = distributed.TCPStore(_HERE, 0, len(self._parts), is_master=True, wait_for_workers=False)
+        store: Any = distributed.TCPStore(  # type: ignore[attr-defined]
+            _HERE, 0, len(self._parts), is_master=True, wait_for_workers=False
+        )
         own = _aside(lambda: self._parts[0].load(store, language))
         loading = {
             child.load.remote(part, store.port): part.rank
@@ -295,7 +299,7 @@ class _Rank:
     def load(self, part: _Part, port: int) -> int | str:
         """Load a part; return the process's id, or why it cannot be loaded."""
         try:
-            store = distributed.TCPStore(_HERE, port, part.ranks, is_master=False)
+            store: Any = distributed.TCPStore(_HERE, port, part.ranks, is_master=False)  # type: ignore[attr-defined]
             _, self._engine = part.load(store, Language(part.source))
         except BaseException as error:  # told to rank 0 as text, since not every error can be pickled
             logger.exception("Rank %s cannot load its part.", part.rank)
