@@ -66,14 +66,14 @@ def gpt2(folder):
     return saved(folder, tokenizer, GPT2LMHeadModel(config))
 
 
-def llama(folder):
+def llama(folder, context=CONTEXT):
     """Positions are rotations, pieces bring their space, a chat template."""
     torch.manual_seed(3)
     tokenizer = sentence_tokenizer(ending="")
     tokenizer.chat_template = CHAT
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        max_position_embeddings=CONTEXT,
+        max_position_embeddings=context,
         hidden_size=32,
         intermediate_size=64,
         num_hidden_layers=2,
