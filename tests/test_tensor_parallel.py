@@ -13,10 +13,11 @@ import ray
 import requests
 import torch
 from ray import serve
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoXConfig, GPTNeoXForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, Phi3Config
 
 from registry_serve import deployment_from_handler
 from registry_serve.errors import ConfigurationError, HandlerInvalid
+from registry_serve.generation.memory import bytes_per_token
 from registry_serve.handlers.huggingface import HuggingFaceHandler
 from registry_serve.resources import Resources, room
 from registry_serve.rollout.applications import build
@@ -29,6 +30,15 @@ PROMPTS = ["The river", "A boat came down the river and", "night", "Größe", "d
 GREEDY = {"do_sample": False, "max_new_tokens": 24, "return_full_text": False}
 #: Two replicas of two processes fit beside whatever else a test has left on the cluster.
 SMALL = {"ray_actor_options": {"num_cpus": 0.5}, "placement_group_bundles": [{"CPU": 0.5}] * 2}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Several are slower for models as small as these."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -235,6 +245,15 @@ def test_what_a_divided_model_cannot_do_is_refused(llama):
         )
     with pytest.raises(ConfigurationError, match="must be a whole number above 0, not 0"):
         deployment_from_handler(model_parameters={"task": "text-generation"}, tensor_parallel=0)
+
+
+@pytest.mark.parametrize(("kind", "share"), [(LlamaConfig, 0.5), (Phi3Config, 1)])
+def test_each_process_keeps_the_keys_of_its_own_heads_in_memory(kind, share):
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(kind(hidden_size=64, num_hidden_layers=1, num_attention_heads=4))
+    whole = bytes_per_token(model)
+    model._tp_size = 2  # as Transformers sets it when it divides a model
+    assert bytes_per_token(model) == whole * share
 
 
 def test_each_process_has_a_bundle_of_its_own_on_one_node():
