@@ -4,7 +4,9 @@ import asyncio
 import json
 from functools import cache, partial
 
+import httpx
 import mlflow
+import openai
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
@@ -15,6 +17,7 @@ from registry_serve.models.held import load_held
 from registry_serve.models.isolated import load_isolated
 from registry_serve.models.loading import Loader
 from registry_serve.policies import LoadPolicy, RegistryAddress
+from registry_serve.protocols.native import native_app
 from registry_serve.registry import Registry
 from registry_serve.signature import Request
 from tests import language_models
@@ -121,6 +124,27 @@ async def test_texts_of_another_protocol_need_no_params_of_the_signature(writer,
         pieces = [piece async for piece in made.generate("1", b"", asked)]
         assert "The river" + "".join(piece.chunk.text for piece in pieces) == generated(writer[0], "The river")
         assert pieces[-1].chunk.finish_reason in ("stop", "length")
+
+
+async def test_openais_client_and_streams_of_events_ask_for_a_version(writer, plane, load):
+    async with plane("writer", load=load) as made:
+        transport = httpx.ASGITransport(native_app(made, "writer"))
+        http = httpx.AsyncClient(transport=transport, base_url="http://serve.test")
+        client = openai.AsyncOpenAI(api_key="none", base_url="http://serve.test/v1", http_client=http)
+        for number, folder in zip("12", writer, strict=True):
+            expected = generated(folder, "The river")
+            answer = await client.completions.create(
+                model=f"writer:{number}", prompt="The river", max_tokens=6, temperature=0, echo=True
+            )
+            assert answer.choices[0].text == expected
+            body = {"inputs": ["The river"], "params": PARAMS}
+            streamed = (await http.post(f"/versions/{number}/serve/stream", json=body)).text
+            *pieces, end = streamed.removesuffix("\n\n").split("\n\n")
+            assert "".join(json.loads(piece.removeprefix("data: ")) for piece in pieces) == expected
+            assert end.startswith("event: done")
+        talk = [{"role": "user", "content": "The river"}]
+        reply = await client.chat.completions.create(model="writer", messages=talk, max_tokens=4)
+        assert reply.usage.completion_tokens <= 4
 
 
 async def test_a_version_that_generates_nothing_answers_as_ever_and_refuses_completions(writer, plane, load):
