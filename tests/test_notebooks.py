@@ -13,6 +13,8 @@ import pytest
 from nbclient import NotebookClient
 from ray import serve
 
+from tests.mlflow_server import free_port
+
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(600)]
 
 NOTEBOOKS = sorted(Path(__file__).parents[1].joinpath("notebooks").glob("*.ipynb"))
@@ -58,12 +60,14 @@ def demo_folder(request):
 
 
 @pytest.fixture(scope="module")
-def executed(cluster, demo_folder):
+def executed(cluster, demo_folder, tmp_path_factory):
     """A function that runs a notebook on the tests' cluster, once, and gives it with its new outputs."""
     environment = os.environ | {
         "RAY_ADDRESS": cluster.gcs,
         "SERVE_ADDRESS": cluster.address,
         "DEMO_FOLDER": str(demo_folder),
+        "REGISTRY_SERVE_STATE": str(tmp_path_factory.mktemp("state")),
+        "PORT": str(free_port()),
     }
     earlier = set(serve.status().applications)
 
@@ -94,6 +98,7 @@ def test_a_notebook_answers_what_is_stored_in_it(executed, name):
         "question_answerer",
         "travel_translator",
         "instruct_llm",
+        "four-sentences-mii-deployment",
     }
 
 
@@ -196,3 +201,12 @@ def test_all_rows_are_answered_by_a_class_that_reads_them(executed):
         "MLflow is ",
         "Ray Serve ",
     ]
+
+
+def test_a_deployment_goes_on_without_the_process_that_served_it_and_without_one_of_its_replicas(executed):
+    notebook = executed("persistent_deployments")
+    assert cell_with(notebook, "subprocess.run").strip() == "[ what keeps replicas alive.]"
+    assert cell_with(notebook, "for _ in range(6)") == "[3, 3]"
+    alone = "{'[ a copy of a model that answers on its own.]'}"
+    assert cell_with(notebook, "SIGKILL").splitlines() == [alone, "[True, True]"]
+    assert cell_with(notebook, "terminate_server").strip() == "It is not there any more."

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 import registry_serve
-from registry_serve import errors, mii
+from registry_serve import cli, errors, mii
 from registry_serve.errors import (
     ConfigurationError,
     DeploymentEnded,
@@ -33,6 +33,7 @@ from registry_serve.persistent import (
     Response,
     config,
     records,
+    statuses,
     turns,
     wire,
 )
@@ -261,6 +262,19 @@ def test_ending_what_has_ended_with_its_cluster_removes_the_record():
     records.keep(record)
     PersistentClient(record.config).terminate_server()
     assert records.everything() == []
+
+
+def test_what_has_ended_is_listed_as_stopped_until_it_is_deleted(monkeypatch, capsys):
+    for name in ("some/one", "some/other", "another"):
+        records.keep(record_of(name=name, port=free_port()))
+    told = statuses.deployments()
+    assert {(each.state, each.replicas_ready, each.replicas) for each in told} == {("stopped", 0, 1)}
+    assert all("has ended. Serve it again." in each.message for each in told)
+    monkeypatch.setattr("sys.argv", ["registry-serve", "delete", "deployment", "some/*", "--yes"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert capsys.readouterr().out.splitlines()[-1] == "some/other is deleted."
+    assert statuses.names() == ["another"]
 
 
 # --- turns -----------------------------------------------------------------------------------------------------------

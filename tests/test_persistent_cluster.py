@@ -20,7 +20,13 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from registry_serve import cli, mii
-from registry_serve.errors import ConfigurationError, InvalidRequest, TooManyTokens, UnknownArgument
+from registry_serve.errors import (
+    ConfigurationError,
+    DeploymentUnavailable,
+    InvalidRequest,
+    TooManyTokens,
+    UnknownArgument,
+)
 from registry_serve.persistent import records, wire
 from registry_serve.persistent.ending import terminate
 from registry_serve.rollout.background import Background
@@ -328,6 +334,23 @@ def test_a_killed_replica_comes_back_while_the_other_answers(client, expected):
     for _ in range(2):
         client("The river", **GREEDY)
     assert [each["requests"] for each in seats(client)] == [count + 1 for count in counts]
+
+
+def test_a_killed_front_is_back_on_its_port(client, expected):
+    [listening] = [
+        each.pid
+        for each in psutil.net_connections("tcp")
+        if each.status == psutil.CONN_LISTEN and each.laddr.port == client.port
+    ]
+    os.kill(listening, signal.SIGKILL)
+    with pytest.raises(DeploymentUnavailable, match="Try again"):
+        client("The river", **GREEDY)
+
+    def answers():
+        with suppress(DeploymentUnavailable):
+            return [str(each) for each in client(PROMPTS, **GREEDY)] == expected
+
+    until(answers)
 
 
 def test_whoever_finds_it_can_end_it_and_nothing_is_left(served, model, state):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import weakref
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import Any
 
@@ -41,7 +40,7 @@ class PersistentClient:
         self._address = wire.target(host, record.config.port_number)
         self._channel, self.stub = wire.connect(self._address)
         self._metadata = wire.metadata(record.token)
-        self._in_loops: weakref.WeakKeyDictionary[Any, tuple[Any, wire.Calls]] = weakref.WeakKeyDictionary()
+        self._in_loops: dict[asyncio.AbstractEventLoop, tuple[Any, wire.Calls]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
 
     @property
@@ -170,6 +169,9 @@ class PersistentClient:
         """Return the calls for the running event loop: a channel belongs to one."""
         loop = asyncio.get_running_loop()
         if loop not in self._in_loops:
+            for each in list(self._in_loops):
+                if each.is_closed():
+                    self._in_loops.pop(each, None)
             self._in_loops[loop] = wire.connect_async(self._address)
         return self._in_loops[loop][1]
 

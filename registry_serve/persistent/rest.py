@@ -96,6 +96,7 @@ class _Front:
 
 
 def _bound(host: str, port: int) -> socket.socket:
+    host = "127.0.0.1" if host == "localhost" else host  # which may be two addresses
     family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     bound = socket.socket(family, kind, protocol)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

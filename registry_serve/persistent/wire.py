@@ -50,7 +50,13 @@ _OPTIONS = [
 ]
 #: Two servers must not share a port, and calls to this machine take no way around.
 _OF_SERVERS = [*_OPTIONS, ("grpc.so_reuseport", 0)]
-_OF_CLIENTS = [*_OPTIONS, ("grpc.enable_http_proxy", 0)]
+_OF_CLIENTS = [
+    *_OPTIONS,
+    ("grpc.enable_http_proxy", 0),
+    # A front that starts anew is found when it is there, and not up to two minutes later.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+]
 
 Message = dict[str, Any]
 
