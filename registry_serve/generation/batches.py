@@ -15,7 +15,7 @@ from registry_serve.generation.language import Language
 from registry_serve.generation.parameters import GenerationParameters
 from registry_serve.generation.pieces import Pieces, before_stop
 from registry_serve.generation.prompts import Prompt, padded
-from registry_serve.generation.static import seeded
+from registry_serve.generation.static import no_token, seeded
 
 _LARGEST_BATCH = 32
 
@@ -108,7 +108,7 @@ class TextGeneration:
         config = copy.deepcopy(self._model.generation_config)
         config.update(**asked.settings(), max_new_tokens=new_tokens)
         if asked.ignore_eos:
-            config.eos_token_id = None
+            config.eos_token_id = no_token(self._model)
         return config
 
     def _answer(self, prompt: Prompt, asked: GenerationParameters, new: list[int]) -> str:

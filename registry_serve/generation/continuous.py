@@ -6,8 +6,8 @@ Its manager is young, and changes with nearly every release. What is dealt with 
 - A manager that has failed takes requests and forgets them: each is told, and the next starts another manager.
 - A request that is cancelled is told nothing, and its handler stays registered: both are done here.
 - The cache takes most of the memory unless its size is given.
-- Whether tokens are drawn is decided per manager: it always draws, for greedy requests from one token.
-- Temperature, top_p and top_k vary by request only where the manager's own have values that make a processor.
+- Whether tokens are drawn is decided per manager: see ``drawing``.
+- On CPUs, requests are computed as if each looked at all others: see ``attention``.
 - The model of a running manager cannot be used otherwise: it gets one of its own, with the same weights.
 - Outputs hold the whole answer each time.
 """
@@ -27,6 +27,8 @@ from transformers import GenerationConfig
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
 from registry_serve.generation import EngineFailed, EngineLost, RequestTooLarge, Settings, Tokens
+from registry_serve.generation.attention import EACH_ALONE, SIDE_BY_SIDE, can_attend_alone
+from registry_serve.generation.drawing import drawing, processors
 from registry_serve.generation.memory import cache_tokens_for
 
 _PAGE_TOKENS = 32
@@ -35,8 +37,6 @@ _STEP_TOKENS = {"cpu": 512, "cuda": 4096}
 _MOST_AT_A_TIME = 256
 _WATCHED_EACH_S = 0.2
 _STOP_S = 5.0
-#: Values that make Transformers build a processor for each; every request says its own.
-_PROCESSORS = {"temperature": 0.9, "top_k": 50, "top_p": 0.95}
 
 logger = logging.getLogger(__name__)
 
@@ -122,7 +122,7 @@ class ContinuousEngine:
                 max_new_tokens=settings.max_new_tokens,
                 streaming=True,
                 eos_token_id=-1 if settings.ignore_eos else list(self._eos) or -1,
-                **self._drawing(settings),
+                **drawing(settings, self._vocabulary),
             )
             if taken is None:
                 raise EngineFailed("the engine takes no requests")
@@ -162,12 +162,16 @@ class ContinuousEngine:
         self._fail(EngineLost("a process of the model has ended"))
 
     def _started(self) -> Any:
-        base: Any = GenerationConfig(  # type: ignore[no-untyped-call]
-            do_sample=True, eos_token_id=-1, pad_token_id=0, **_PROCESSORS
-        )
+        base: Any = GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=0)  # type: ignore[no-untyped-call]
+        alone = can_attend_alone(self._model)
+        if alone:
+            self._model.set_attn_implementation(SIDE_BY_SIDE)  # the manager insists on one that it knows
         manager = self._model.init_continuous_batching(
             generation_config=base, continuous_batching_config=copy.deepcopy(self._settings)
         )
+        if alone:
+            self._model.set_attn_implementation(EACH_ALONE)
+        manager.logit_processor = processors(self._vocabulary)
         manager.start()
         return manager
 
@@ -195,12 +199,6 @@ class ContinuousEngine:
         self._manager = self._started()  # an await before it would let several callers start one each
         await asyncio.to_thread(self._end, manager)
         return self._manager
-
-    def _drawing(self, settings: Settings) -> dict[str, Any]:
-        if not settings.samples:
-            return {"temperature": 1.0, "top_k": 1, "top_p": 1.0}
-        top_k = min(settings.top_k or self._vocabulary, self._vocabulary)
-        return {"temperature": float(settings.temperature), "top_k": top_k, "top_p": float(settings.top_p)}
 
     def _watch(self) -> None:
         if self._watching is None or self._watching.done():
@@ -232,7 +230,6 @@ def _settings(device: str, pages: int) -> Any:
         num_blocks=pages,
         max_batch_tokens=_STEP_TOKENS.get(device, 512),
         max_requests_per_batch=_MOST_AT_A_TIME,
-        per_request_processors=True,
         auto_switch_to_flash=device == "cuda",
         use_cuda_graph=None if device == "cuda" and not torch.distributed.is_initialized() else False,
         cpu_group_timeout=30.0,

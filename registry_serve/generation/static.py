@@ -171,6 +171,7 @@ class StaticEngine:
                 generation_config=config,
                 stopping_criteria=StoppingCriteriaList([rows]),
             )
+        rows.end()
         if at_the_end:
             for place, asked in enumerate(batch):
                 asked.tell(self._told(made, place, before, asked.settings))
@@ -188,7 +189,7 @@ class StaticEngine:
             output_logits=settings.logprobs is not None,
         )
         if settings.ignore_eos:
-            config.eos_token_id = None
+            config.eos_token_id = no_token(self.model)
         return config
 
     def _told(self, made: Any, place: int, before: int, settings: Settings) -> Tokens:
@@ -225,6 +226,12 @@ class _Rows(StoppingCriteria):
                 self._done[place] = self._add(asked, token, count)
         return torch.tensor(self._done, device=input_ids.device)
 
+    def end(self) -> None:
+        """Tell the end of the rows that ``generate`` has ended by itself: for a ``max_time`` of the model's, say."""
+        for asked, done in zip(self._batch, self._done, strict=True):
+            if self._tell and not done:
+                asked.tell(Tokens((), "length"))
+
     def _add(self, asked: _Asked, token: int, count: int) -> bool:
         if not asked.wanted:
             return True
@@ -242,6 +249,11 @@ def _likelihoods(logits: torch.Tensor, token: int, most: int) -> tuple[float, tu
     values, ids = logprobs.topk(min(most, logprobs.shape[-1]))
     likeliest = zip(ids.tolist(), values.tolist(), strict=True)
     return float(logprobs[token]), tuple(Likelihood(*each) for each in likeliest)
+
+
+def no_token(model: Any) -> int:
+    """Return what no token of a model equals. Where it is told None, ``generate`` takes the model's own setting."""
+    return int(model.config.get_text_config().vocab_size)
 
 
 @contextmanager

@@ -1,0 +1,417 @@
+"""The engines that generate, and texts made by them: real models of random weights, in one process."""
+
+import asyncio
+import threading
+import time
+from collections import Counter
+from contextlib import aclosing, contextmanager
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from registry_serve.generation import EngineFailed, RequestTooLarge, Settings
+from registry_serve.generation.continuous import ContinuousEngine
+from registry_serve.generation.generator import generator_of
+from registry_serve.generation.language import Language
+from registry_serve.generation.precision import Precision
+from registry_serve.generation.pretrained import Source
+from registry_serve.generation.static import StaticEngine
+from tests import language_models
+
+FP32 = Precision("cpu", torch.float32, None)
+CACHE_TOKENS = 2048
+#: ``generate`` ignores an end of None.
+NO_TOKEN = 10_000
+PROMPTS = [[5 + (7 * place + step) % 60 for step in range(1 + place % 13)] for place in range(32)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def languages(tmp_path_factory):
+    """A language and its model, by name."""
+    made = {}
+    for name in ("llama", "gpt2", "t5"):
+        folder = getattr(language_models, name)(tmp_path_factory.mktemp(name))
+        language = Language(Source(folder, FP32, trusted=False))
+        made[name] = language, language.weights()
+    return made
+
+
+@pytest.fixture
+def llama(languages):
+    return languages["llama"]
+
+
+@contextmanager
+def continuous(language, model, cache_tokens=CACHE_TOKENS):
+    engine = ContinuousEngine(model, language.ends(model), language.context, cache_tokens)
+    try:
+        yield engine
+    finally:
+        engine.close()
+
+
+@contextmanager
+def static(language, model):
+    pad = language.tokenizer.pad_token_id
+    engine = StaticEngine(model, FP32, pad, language.ends(model), encodes=language.encodes)
+    try:
+        yield engine
+    finally:
+        engine.close()
+
+
+@contextmanager
+def generating(language, model, engine="auto"):
+    generator = generator_of(language, model, engine, CACHE_TOKENS)
+    try:
+        yield generator
+    finally:
+        generator.close()
+
+
+async def answer(engine, prompt, settings):
+    """The tokens of an answer, and how it ended."""
+    ids, reason = [], None
+    async for tokens in engine.submit(prompt, settings):
+        ids += tokens.ids
+        reason = tokens.finish_reason
+    return ids, reason
+
+
+async def many(engine, prompts, settings):
+    return await asyncio.gather(*(answer(engine, each, settings) for each in prompts))
+
+
+def expected(model, prompt, new_tokens, **options):
+    """What ``generate`` adds to a prompt, without the token that ends it."""
+    with torch.inference_mode():
+        options = {"do_sample": False, **options}
+        (row,) = model.generate(torch.tensor([prompt]), max_new_tokens=new_tokens, **options).tolist()
+    added = row[len(prompt) :]
+    end = options.get("eos_token_id", model.generation_config.eos_token_id)
+    return added[: added.index(end)] if end in added else added
+
+
+# --- continuous batching ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+async def test_answers_equal_those_of_generate_alone_and_among_32(languages, name):
+    language, model = languages[name]
+    wanted = [expected(model, each, 20) for each in PROMPTS]
+    with continuous(language, model) as engine:
+        assert (await answer(engine, PROMPTS[3], Settings(20)))[0] == wanted[3]
+        found = await many(engine, PROMPTS, Settings(20))
+    assert [ids for ids, _ in found] == wanted
+    assert [reason for _, reason in found] == ["length" if len(each) == 20 else "stop" for each in wanted]
+
+
+async def test_those_that_draw_leave_the_others_as_they_are(llama):
+    language, model = llama
+    wanted = [expected(model, each, 20) for each in PROMPTS[:8]]
+    with continuous(language, model) as engine:
+        drawn = many(engine, PROMPTS[:8], Settings(20, samples=True, temperature=1.5, ignore_eos=True))
+        greedy, chance = await asyncio.gather(many(engine, PROMPTS[:8], Settings(20)), drawn)
+    assert [ids for ids, _ in greedy] == wanted
+    assert [ids for ids, _ in chance] != wanted
+    assert all(len(ids) == 20 for ids, _ in chance)
+
+
+@pytest.mark.parametrize(
+    ("settings", "tokens"),
+    [
+        ({"temperature": 0.7, "top_k": 4}, 4),
+        ({"temperature": 2.0, "top_p": 0.5}, None),
+        ({}, None),
+    ],
+)
+async def test_tokens_are_drawn_as_likely_as_the_model_says(llama, settings, tokens):
+    language, model = llama
+    with torch.no_grad():
+        logits = model(torch.tensor([PROMPTS[9]])).logits[0, -1] / settings.get("temperature", 1.0)
+    if tokens:
+        logits[logits < logits.topk(tokens).values[-1]] = -torch.inf
+    likely = logits.softmax(-1)
+    if top_p := settings.get("top_p"):
+        ordered = likely.sort(descending=True)
+        kept = int((ordered.values.cumsum(0) < top_p).sum()) + 1
+        likely[ordered.indices[kept:]] = 0
+        likely /= likely.sum()
+    torch.manual_seed(11)
+    with continuous(language, model) as engine:
+        drawn = await many(engine, [PROMPTS[9]] * 600, Settings(1, samples=True, ignore_eos=True, **settings))
+    counts = Counter(ids[0] for ids, _ in drawn)
+    assert all(likely[token] > 0 for token in counts)
+    for token in likely.topk(3).indices.tolist():
+        assert counts[token] / 600 == pytest.approx(float(likely[token]), abs=0.08)
+
+
+async def test_prompts_longer_than_a_step_are_read_beside_others(llama):
+    """Several heads share keys, a prompt needs two steps, and another begins as that one does."""
+    torch.manual_seed(1)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    config = LlamaConfig(
+        vocab_size=300,
+        max_position_embeddings=2048,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        initializer_range=0.3,
+        eos_token_id=None,
+        bos_token_id=None,
+        **sizes,
+    )
+    model = LlamaForCausalLM(config).eval()
+    long = [(7 * step) % 290 for step in range(700)]
+    prompts = [*PROMPTS[:4], long, long[:650], long]
+    engine = ContinuousEngine(model, [], 2048, 8192)
+    try:
+        found = await many(engine, prompts, Settings(12))
+        again = await answer(engine, long, Settings(12))
+    finally:
+        engine.close()
+    wanted = [expected(model, each, 12) for each in prompts]
+    assert [ids for ids, _ in found] == wanted
+    assert again[0] == wanted[-1]
+
+
+async def test_what_can_never_fit_is_refused_and_disturbs_nobody(llama):
+    language, model = llama
+    with continuous(language, model, cache_tokens=64) as engine:
+        assert engine.capacity == 64
+        others = asyncio.ensure_future(many(engine, PROMPTS[:6], Settings(20)))
+        await asyncio.sleep(0)
+        with pytest.raises(RequestTooLarge) as refused:
+            await answer(engine, PROMPTS[12], Settings(64 - 13 + 1))
+        assert refused.value.args == (65, 64)
+        assert [ids for ids, _ in await others] == [expected(model, each, 20) for each in PROMPTS[:6]]
+
+
+async def test_what_just_fits_is_answered_also_by_several(llama):
+    language, model = llama
+    settings = Settings(64 - 13, ignore_eos=True)
+    with continuous(language, model, cache_tokens=64) as engine:
+        found = await many(engine, [PROMPTS[12]] * 3, settings)
+    assert [(len(ids), reason) for ids, reason in found] == [(51, "length")] * 3
+    assert found[0] == found[1] == found[2]
+
+
+async def test_closing_an_answer_early_frees_what_it_holds(llama):
+    language, model = llama
+    with continuous(language, model, cache_tokens=64) as engine:
+        for _ in range(5):
+            async with aclosing(engine.submit(PROMPTS[1], Settings(60, ignore_eos=True))) as tokens:
+                await anext(tokens)
+        closed = time.monotonic()
+        manager = engine._manager
+        while manager.batch_processor.has_pending_requests():
+            assert time.monotonic() - closed < 1
+            await asyncio.sleep(0.01)
+        assert manager.output_router.result_handlers == {}
+        assert engine.status()["answering"] == 0
+        assert (await answer(engine, PROMPTS[1], Settings(20)))[0] == expected(model, PROMPTS[1], 20)
+
+
+async def test_after_a_fatal_error_all_are_told_and_the_next_is_answered(llama, monkeypatch):
+    language, model = llama
+    with continuous(language, model) as engine:
+        forward, failing = engine._model.forward, threading.Event()
+
+        def fails_once(*args, **kwargs):
+            if failing.is_set():
+                failing.clear()
+                raise RuntimeError("this step cannot be computed")
+            return forward(*args, **kwargs)
+
+        monkeypatch.setattr(engine._model, "forward", fails_once)
+        waiting = [asyncio.ensure_future(answer(engine, each, Settings(40, ignore_eos=True))) for each in PROMPTS[:4]]
+        await asyncio.sleep(0.05)
+        failing.set()
+        ended = await asyncio.gather(*waiting, return_exceptions=True)
+        assert [type(each) for each in ended] == [EngineFailed] * 4
+        wanted = [expected(model, each, 20) for each in PROMPTS[:4]]
+        assert [ids for ids, _ in await many(engine, PROMPTS[:4], Settings(20))] == wanted
+        assert engine.status()["rebuilt"] == 1
+        assert not engine.lost
+
+
+async def test_the_end_can_be_ignored(llama):
+    language, model = llama
+    prompt = next(each for each in PROMPTS if len(expected(model, each, 30)) < 30)
+    short = expected(model, prompt, 30)
+    with continuous(language, model) as engine:
+        assert await answer(engine, prompt, Settings(30)) == (short, "stop")
+        ids, reason = await answer(engine, prompt, Settings(30, ignore_eos=True))
+    assert (len(ids), reason) == (30, "length")
+    assert ids[: len(short) + 1] == [*short, model.generation_config.eos_token_id]
+
+
+async def test_closing_ends_all_threads(languages):
+    before = set(threading.enumerate())
+    for name in ("llama", "t5"):
+        with generating(*languages[name]) as generator:
+            await generator.answer(["a"], {"max_new_tokens": 2})
+            assert set(threading.enumerate()) > before
+    for thread in set(threading.enumerate()) - before:
+        if not thread.name.startswith("asyncio"):  # those belong to the test's event loop
+            thread.join(2)
+            assert not thread.is_alive(), thread.name
+
+
+# --- static batches --------------------------------------------------------------------------------------------------
+
+
+async def test_requests_of_different_settings_do_not_mix(llama):
+    language, model = llama
+    settings = [
+        Settings(15),
+        Settings(15, others={"repetition_penalty": 1.7}),
+        Settings(15, others={"min_new_tokens": 15}),
+        Settings(15, others={"num_beams": 3}),
+        Settings(15, ignore_eos=True),
+        Settings(6),
+    ]
+    asked = [(prompt, settings[place % len(settings)]) for place, prompt in enumerate(PROMPTS[:18])]
+    wanted = []
+    for prompt, each in asked:
+        end = {"eos_token_id": NO_TOKEN} if each.ignore_eos else {}
+        wanted.append(expected(model, prompt, each.max_new_tokens, **each.others, **end))
+    with static(language, model) as engine:
+        found = await asyncio.gather(*(answer(engine, *each) for each in asked))
+    assert [ids for ids, _ in found] == wanted
+
+
+async def test_what_continuous_batching_cannot_do_goes_elsewhere(llama):
+    language, model = llama
+    with continuous(language, model) as engine:
+        assert engine.takes(Settings(5, samples=True, top_k=3, top_p=0.9, temperature=0.3, ignore_eos=True))
+        assert not engine.takes(Settings(5, samples=True, seed=1))
+        assert not engine.takes(Settings(5, logprobs=0))
+        assert not engine.takes(Settings(5, others={"repetition_penalty": 1.2}))
+
+
+async def test_a_seed_repeats_an_answer_whoever_else_asks(llama):
+    language, model = llama
+    seeded = Settings(20, samples=True, seed=3, ignore_eos=True)
+    with static(language, model) as engine:
+        first = await answer(engine, PROMPTS[4], seeded)
+        among = await asyncio.gather(
+            answer(engine, PROMPTS[4], seeded),
+            many(engine, PROMPTS[:6], Settings(20, samples=True, ignore_eos=True)),
+            answer(engine, PROMPTS[4], Settings(20, samples=True, seed=4, ignore_eos=True)),
+        )
+    assert among[0] == first
+    assert among[2] != first
+
+
+async def test_an_answer_ends_where_the_models_own_settings_end_it(languages, monkeypatch):
+    language, model = languages["gpt2"]
+    monkeypatch.setattr(model.generation_config, "max_time", 1e-9)
+    with static(language, model) as engine:
+        found = await many(engine, PROMPTS[:3], Settings(20, ignore_eos=True))
+    assert [(len(ids), reason) for ids, reason in found] == [(1, "length")] * 3
+
+
+async def test_log_probabilities_are_those_of_the_model(llama):
+    language, model = llama
+    settings, told = Settings(8, logprobs=2, ignore_eos=True), []
+    with static(language, model) as engine:
+        found = await asyncio.gather(*(_all(engine.submit(each, settings)) for each in PROMPTS[:3]))
+    for prompt, (tokens,) in zip(PROMPTS, found, strict=False):
+        with torch.inference_mode():
+            logits = model(torch.tensor([[*prompt, *tokens.ids]])).logits[0, len(prompt) - 1 : -1]
+        logprobs = torch.log_softmax(logits, -1)
+        assert tokens.logprobs == pytest.approx(
+            [float(logprobs[at, each]) for at, each in enumerate(tokens.ids)], abs=1e-4
+        )
+        for at, likeliest in enumerate(tokens.likeliest):
+            values, ids = logprobs[at].topk(2)
+            assert [each.token for each in likeliest] == ids.tolist()
+            assert [each.logprob for each in likeliest] == pytest.approx(values.tolist(), abs=1e-4)
+        told.append(tokens.finish_reason)
+    assert told == ["length"] * 3
+
+
+async def _all(tokens):
+    return [each async for each in tokens]
+
+
+async def test_an_encoder_decoder_answers_in_batches_as_it_does_alone(languages):
+    language, model = languages["t5"]
+    texts = ["The river rose.", "A boat", "naïve words came down the river during the night", "日本語"]
+    with generating(language, model) as generator:
+        alone = [(await generator.answer([each], {"max_new_tokens": 12, "temperature": 0}))[0] for each in texts]
+        together = await asyncio.gather(
+            *(generator.answer([each], {"max_new_tokens": 12, "temperature": 0}) for each in texts)
+        )
+    assert [texts for (texts,) in together] == alone
+    assert len(set(alone)) > 1
+
+
+# --- texts -----------------------------------------------------------------------------------------------------------
+
+GREEDY = {"temperature": 0, "max_new_tokens": 24, "return_full_text": False, "ignore_eos": True}
+
+
+async def streamed(generator, given, parameters):
+    return [each async for each in generator.generate(given, parameters)]
+
+
+async def test_a_stop_of_several_tokens_ends_an_answer_before_it_also_piece_by_piece(llama):
+    language, model = llama
+    with generating(language, model) as generator:
+        (whole,) = await generator.answer(["The river"], GREEDY)
+        stop = whole[9:13]
+        before = whole[: whole.index(stop)]
+        assert len(language.tokenizer(stop, add_special_tokens=False)["input_ids"]) > 1
+        assert await generator.answer(["The river"], GREEDY | {"stop": ["nowhere", stop]}) == [before]
+        chunks = await streamed(generator, "The river", GREEDY | {"stop": [stop]})
+    assert "".join(each.text for each in chunks) == before
+    assert chunks[-1].finish_reason == "stop"
+    assert chunks[-1].generated_tokens < 24
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+async def test_characters_of_several_tokens_come_whole(languages, name):
+    language, model = languages[name]
+    given = "Größe, 日本語 and 🙂"
+    with generating(language, model) as generator:
+        (whole,) = await generator.answer([given], GREEDY)
+        chunks = await streamed(generator, given, GREEDY)
+    ids = language.tokenizer(given)["input_ids"]
+    added = expected(model, ids, 24, eos_token_id=NO_TOKEN)
+    plain = language.tokenizer.decode([*ids, *added], skip_special_tokens=True)
+    assert "".join(each.text for each in chunks) == whole
+    assert plain.endswith(whole)
+    assert len(chunks) > 5
+    assert chunks[-1].generated_tokens == 24
+
+
+async def test_several_answers_to_one_input_differ(llama):
+    with generating(*llama) as generator:
+        asked = {"n": 3, "max_new_tokens": 12, "temperature": 1.5, "return_full_text": False, "ignore_eos": True}
+        first, second = await generator.answer(["The river", "A boat"], asked)
+    assert len(set(first)) == len(set(second)) == 3
+
+
+async def test_beams_of_one_search_are_all_returned(llama):
+    language, model = llama
+    asked = {"n": 2, "num_beams": 2, "do_sample": False, "max_new_tokens": 8, "return_full_text": False}
+    with generating(language, model) as generator:
+        (texts,) = await generator.answer(["The river"], asked)
+    ids = language.tokenizer("The river")["input_ids"]
+    with torch.inference_mode():
+        rows = model.generate(
+            torch.tensor([ids]), max_new_tokens=8, num_beams=2, num_return_sequences=2, do_sample=False
+        )
+    whole = [language.tokenizer.decode(row, skip_special_tokens=True) for row in rows]
+    assert len(texts) == 2
+    assert all(each.endswith(text) for each, text in zip(whole, texts, strict=True))
