@@ -3,6 +3,7 @@
 import asyncio
 import json
 import stat
+import threading
 import warnings
 from contextlib import aclosing, asynccontextmanager
 from datetime import datetime, timezone
@@ -427,12 +428,27 @@ async def served(monkeypatch, count=2):
     record = record_of(port=free_port())
     records.keep(record)
     async with taking_turns(monkeypatch, count) as (made, stand_ins):
-        answers = Answers(made, None)
+        answers = Answers(made, None, lambda: None)
         server = await wire.listen(answers, record.token, record.config.port_number)
         try:
             yield PersistentClient(record.config), stand_ins, answers
         finally:
             await server.stop(0)
+
+
+async def test_a_client_without_a_way_to_the_cluster_ends_a_deployment_by_its_front(monkeypatch):
+    record = record_of(port=free_port())
+    records.keep(record)
+    async with taking_turns(monkeypatch) as (made, _):
+        ended = threading.Event()
+        server = await wire.listen(Answers(made, None, ended.set), record.token, record.config.port_number)
+        ending = asyncio.ensure_future(PersistentClient(record.config).terminate_async())
+        assert await asyncio.to_thread(ended.wait, 10)
+        await asyncio.sleep(0.2)
+        assert not ending.done()
+        await server.stop(0)
+        await ending
+    assert records.everything() == []
 
 
 async def test_a_call_goes_over_the_wire_and_back(monkeypatch):

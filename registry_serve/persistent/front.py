@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
+from ray import serve
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
@@ -38,7 +40,7 @@ class Front:
             raise ConfigurationError(f"The record of the deployment, {path}, is not there.")
         config = record.config
         self._turns = Turns(record.name, [_Reached(each) for each in replicas])
-        answers = Answers(self._turns, config.model_conf.max_length)
+        answers = Answers(self._turns, config.model_conf.max_length, _end)
         self._server = await wire.listen(answers, record.token, config.port_number)
         self._rest = None
         if config.enable_restful_api:
@@ -59,11 +61,14 @@ class Answers:
     Args:
         turns: of the replicas.
         max_length: for requests that say none; None for the model's context.
+        end: ends the deployment; blocks.
     """
 
-    def __init__(self, turns: Turns, max_length: int | None) -> None:
+    def __init__(self, turns: Turns, max_length: int | None, end: Callable[[], None]) -> None:
         self._turns = turns
         self._max_length = max_length
+        self._end = end
+        self._ending: asyncio.Future[None] | None = None
 
     async def generate(self, asked: wire.Message) -> wire.Message:
         """Answer ``prompts`` with ``options``."""
@@ -85,11 +90,22 @@ class Answers:
         """Return what the replicas do."""
         return self._turns.describe()
 
+    async def end(self, asked: wire.Message) -> wire.Message:
+        """End the deployment, soon after the answer."""
+        if self._ending is None:
+            self._ending = asyncio.ensure_future(asyncio.to_thread(self._end))
+        return {}
+
     def _read(self, asked: wire.Message) -> tuple[list[str], dict[str, Any]]:
         options = asked.get("options", {})
         if not isinstance(options, dict):
             raise InvalidRequest([{"location": ["options"], "message": "should be an object"}])
         return prompts_of(asked.get("prompts")), GenerateParamsConfig.of(options).parameters(self._max_length)
+
+
+def _end() -> None:
+    """Take off the application that this process belongs to."""
+    serve.delete(serve.get_replica_context().app_name)
 
 
 def _pieces(chunk: Chunk) -> list[Response]:

@@ -19,7 +19,7 @@ from registry_serve.persistent.records import Record
 from registry_serve.persistent.serving import put, wait
 from registry_serve.rollout.background import start
 from registry_serve.rollout.clusters import Cluster, connected
-from registry_serve.rollout.serving import look
+from registry_serve.rollout.serving import look, remove
 from registry_serve.rollout.state import changing
 from registry_serve.rollout.telling import log
 
@@ -138,7 +138,10 @@ def _handed_over(config: MIIConfig, connection: ExitStack, tell: Tell) -> tuple[
         session=cluster.session,
         created=datetime.now(timezone.utc),
     )
-    if record.application in cluster.ask(look, tell=tell):
+    there = cluster.ask(look, tell=tell).get(record.application)
+    if there is not None and there.state == "stopped":  # an earlier one, on its way out
+        cluster.ask(remove, record.application, tell=tell)
+    elif there is not None:
         raise ConfigurationError(
             f"The cluster serves another application {record.application!r} already. Give another deployment_name."
         )

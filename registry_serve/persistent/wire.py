@@ -3,6 +3,7 @@
     Generate   {"prompts": [...], "options": {...}}  ->  {"responses": [...], "replica": 0}
     Stream     the same with one prompt              ->  a response for each piece, then one with the reason of the end
     Status     {}                                    ->  what the replicas do
+    End        {}                                    ->  {}; the deployment goes soon after
 
 Every call brings the deployment's token. An error of ``registry_serve.errors`` goes into the trailing metadata by its
 code and its arguments, and is raised again on the other side as what it was.
@@ -73,6 +74,9 @@ class Answers(Protocol):
     async def status(self, asked: Message) -> Message:
         """Return what the replicas do."""
 
+    async def end(self, asked: Message) -> Message:
+        """Begin to end the deployment."""
+
 
 async def listen(answers: Answers, token: str, port: int) -> grpc.aio.Server:
     """Answer calls on a port of this machine, from now on.
@@ -81,7 +85,7 @@ async def listen(answers: Answers, token: str, port: int) -> grpc.aio.Server:
         RuntimeError: the port is taken.
     """
     server = grpc.aio.server(options=_OF_SERVERS)
-    unary = {"Generate": answers.generate, "Status": answers.status}
+    unary = {"Generate": answers.generate, "Status": answers.status, "End": answers.end}
     methods: dict[str, grpc.RpcMethodHandler] = {
         name: grpc.unary_unary_rpc_method_handler(_unary(call, token)) for name, call in unary.items()
     }
@@ -98,6 +102,7 @@ class Calls(NamedTuple):
     generate: Any
     stream: Any
     status: Any
+    end: Any
 
 
 def target(host: str, port: int) -> str:
@@ -200,6 +205,7 @@ def _calls(channel: Any) -> Calls:
         channel.unary_unary(f"/{_SERVICE}/Generate", to_json, from_json),
         channel.unary_stream(f"/{_SERVICE}/Stream", to_json, from_json),
         channel.unary_unary(f"/{_SERVICE}/Status", to_json, from_json),
+        channel.unary_unary(f"/{_SERVICE}/End", to_json, from_json),
     )
 
 
