@@ -7,6 +7,7 @@ import threading
 import warnings
 from contextlib import aclosing, asynccontextmanager
 from datetime import datetime, timezone
+from pathlib import Path
 
 import grpc
 import httpx
@@ -626,3 +627,10 @@ def test_the_names_of_mii_are_where_programs_look_for_them():
     assert mii.config.GenerateParamsConfig is GenerateParamsConfig
     assert mii.config.ReplicaConfig().hostname == ""
     assert mii.errors.DeploymentNotFoundError is DeploymentNotFound
+
+
+def test_every_field_and_every_option_is_described():
+    page = (Path(__file__).parent.parent / "docs" / "persistent.md").read_text()
+    for kind in (ModelConfig, MIIConfig, GenerateParamsConfig):
+        for name in kind.model_fields:
+            assert f"`{name}`" in page, name
