@@ -14,6 +14,7 @@ help:
 	@echo "make lint   ruff, mypy, import-linter"
 	@echo "make unit   the tests that need no Ray cluster"
 	@echo "make bench  measure, also other model servers, for about an hour; make bench-quick takes five minutes"
+	@echo "make bench-generation  measure the engines of text generation, for some minutes"
 	@echo "make clean  remove the environment, the demo and what the benchmarks built"
 
 demo: $(INSTALLED)
@@ -53,6 +54,10 @@ bench: $(INSTALLED) wrk
 
 bench-quick: $(INSTALLED) wrk
 	$(BIN)/python -m benchmarks quick
+
+.PHONY: bench-generation
+bench-generation: $(INSTALLED)
+	$(BIN)/python -m benchmarks.generation --docs docs
 
 wrk:
 	@command -v wrk >/dev/null \

@@ -67,10 +67,11 @@ def versions() -> dict[str, Any]:
         for server in SERVERS.values()
         if server.environment is not None and environments.exists(server.environment)
     }
-    return {**here, "commit": _commit(), "wrk": _wrk(), "peers": peers}
+    return {**here, "commit": commit(), "wrk": _wrk(), "peers": peers}
 
 
-def _commit() -> str:
+def commit() -> str:
+    """Return what is checked out, and whether it was changed since."""
     command = ["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty"]
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 

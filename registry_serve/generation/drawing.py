@@ -82,9 +82,9 @@ def processors(vocabulary: int) -> Any:
         vocabulary: how many tokens there are.
     """
     each = [
-        _Temperature(TemperatureLogitsWarper(0.5)),
+        _Temperature(TemperatureLogitsWarper(1.0)),
         _TopK(vocabulary),
-        _TopP(TopPLogitsWarper(0.5)),
+        _TopP(TopPLogitsWarper(1.0)),
         _ByChance(),
     ]
     made = transformed.ContinuousBatchingLogitsProcessorList(LogitsProcessorList(each))
