@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import logging
+import secrets
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import suppress
 from itertools import count
@@ -233,6 +234,7 @@ def _settings(device: str, pages: int) -> Any:
         auto_switch_to_flash=device == "cuda",
         use_cuda_graph=None if device == "cuda" and not torch.distributed.is_initialized() else False,
         cpu_group_timeout=30.0,
+        seed=secrets.randbits(31),  # torch starts every process with the same one
     )
 
 
