@@ -25,8 +25,9 @@ _MOST_PENDING = 10_000
 #: An answer may have thousands of tokens, and wait for others.
 _LIMITS = Limits(request_timeout_s=3600.0, max_pending_requests=_MOST_PENDING)
 _BATCHING = BatchPolicy(mode="on", max_waiting=_MOST_PENDING)
-#: What ends a deployment does not wait for long answers.
+#: What ends a deployment does not wait for long answers, and what has died is missed soon.
 _OPTIONS: dict[str, Any] = {
+    "health_check_period_s": 1.0,
     "graceful_shutdown_timeout_s": 5.0,
     "graceful_shutdown_wait_loop_s": 0.1,
     "logging_config": {"log_level": "INFO", "enable_access_log": False},
