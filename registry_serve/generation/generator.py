@@ -20,8 +20,6 @@ from registry_serve.generation.pieces import UntilStop
 from registry_serve.generation.prompts import Prompt
 from registry_serve.generation.static import StaticEngine
 
-ENGINES = ("auto", "continuous", "static", "vllm")
-
 T = TypeVar("T")
 
 logger = logging.getLogger(__name__)

@@ -30,7 +30,7 @@ class GenerationParameters(BaseModel):
 
     Attributes:
         max_new_tokens: how many tokens are added at the most; fewer where the model's context ends before.
-        max_length: how many tokens prompt and answer have together at the most; of an encoder-decoder, the answer alone.
+        max_length: how many tokens prompt and answer have together at the most; of an encoder-decoder the answer.
         do_sample: false always takes the likeliest token, and so does a temperature of 0.
         num_return_sequences: how many texts to return, also called ``n``; above 1, each output is a list.
         stop: a text, or several; the answer ends before the first that comes up.
