@@ -11,6 +11,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from registry_serve.generation import EngineFailed, RequestTooLarge, Settings
+from registry_serve.generation.batches import TextGeneration
 from registry_serve.generation.continuous import ContinuousEngine
 from registry_serve.generation.generator import generator_of
 from registry_serve.generation.language import Language
@@ -393,6 +394,16 @@ async def test_characters_of_several_tokens_come_whole(languages, name):
     assert plain.endswith(whole)
     assert len(chunks) > 5
     assert chunks[-1].generated_tokens == 24
+
+
+async def test_a_handler_called_directly_answers_as_the_engines_do(llama):
+    language, model = llama
+    inputs, long = ["The river", "he"], GREEDY | {"max_new_tokens": 40}
+    with generating(language, model) as generator:
+        wanted = await generator.answer(inputs, long)
+        assert wanted != await generator.answer(inputs, long | {"ignore_eos": False})
+    requests = [{"input": each, "parameters": long} for each in inputs]
+    assert TextGeneration(language, model).answer(requests) == wanted
 
 
 async def test_several_answers_to_one_input_differ(llama):
