@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from registry_serve.errors import HandlerInvalid, InvalidRequest
 from registry_serve.generation import Chunk, Engine, Settings, Tokens, TokenText
@@ -19,8 +19,7 @@ from registry_serve.generation.parameters import AS_MANY_AS_FIT, GenerationParam
 from registry_serve.generation.pieces import UntilStop
 from registry_serve.generation.prompts import Prompt
 from registry_serve.generation.static import StaticEngine
-
-T = TypeVar("T")
+from registry_serve.generation.together import all_of
 
 logger = logging.getLogger(__name__)
 
@@ -221,15 +220,3 @@ def _obstacle(language: Language, model: Any) -> str | None:
     if getattr(model, "hf_device_map", None) and len(set(model.hf_device_map.values())) > 1:
         return "it is spread over several GPUs; tensor_parallel divides it in another way"
     return None
-
-
-async def all_of(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    """Do several things at a time. When one fails the others are ended, and its error is raised."""
-    tasks = [asyncio.ensure_future(each) for each in work]
-    try:
-        return await asyncio.gather(*tasks)
-    except BaseException:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        raise

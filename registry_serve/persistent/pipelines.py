@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Mapping, Sequence
-from contextlib import aclosing
 from typing import Any
 
 from registry_serve.errors import ConfigurationError
+from registry_serve.generation.together import all_of
 from registry_serve.persistent.config import ModelConfig, pipeline_configured
 from registry_serve.persistent.options import GenerateParamsConfig, prompts_of
-from registry_serve.persistent.response import Response
+from registry_serve.persistent.response import Response, whole
 
 
 class Pipeline:
@@ -72,14 +72,7 @@ class Pipeline:
             self._loop.close()
 
     async def _all_of(self, prompts: Sequence[str], parameters: Mapping[str, Any]) -> list[Response]:
-        return list(await asyncio.gather(*[self._one(each, dict(parameters)) for each in prompts]))
-
-    async def _one(self, prompt: str, parameters: dict[str, Any]) -> Response:
-        texts = []
-        async with aclosing(self._generator.generate(prompt, parameters)) as chunks:
-            async for chunk in chunks:
-                texts.append(chunk.text)
-        return Response("".join(texts), chunk.prompt_tokens, chunk.generated_tokens, chunk.finish_reason)
+        return await all_of([whole(self._generator.generate(each, dict(parameters))) for each in prompts])
 
 
 def pipeline(

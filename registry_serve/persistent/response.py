@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 from dataclasses import asdict, dataclass
 from typing import Any
+
+from registry_serve.generation import Chunk
 
 #: The reason that a piece of an answer has which is not its end.
 GOES_ON = "none"
@@ -39,3 +42,12 @@ class Response:
     def from_msg_dict(cls, fields: Mapping[str, Any]) -> Response:
         """Make one of the four fields."""
         return cls(**fields)
+
+
+async def whole(chunks: AsyncGenerator[Chunk, None]) -> Response:
+    """Return the answer that comes in pieces, once it is complete."""
+    texts, last = [], Chunk("", 0, 0)
+    async with aclosing(chunks):
+        async for last in chunks:
+            texts.append(last.text)
+    return Response("".join(texts), last.prompt_tokens, last.generated_tokens, last.finish_reason or "length")

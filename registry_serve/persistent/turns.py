@@ -12,7 +12,8 @@ from typing import Any, Protocol
 
 from registry_serve.errors import DeploymentUnavailable, RegistryServeError
 from registry_serve.generation import Chunk
-from registry_serve.persistent.response import Response
+from registry_serve.generation.together import all_of
+from registry_serve.persistent.response import Response, whole
 
 logger = logging.getLogger(__name__)
 
@@ -169,7 +170,7 @@ class Turns:
         """
         async for seat in self._in_turn():
             with suppress(ReplicaGone):
-                return await _all_of([_whole(seat.chunks(each, parameters)) for each in prompts]), seat.number
+                return await all_of([whole(seat.chunks(each, parameters)) for each in prompts]), seat.number
         raise AssertionError("unreachable: a turn ends with an error")
 
     async def stream(self, prompt: str, parameters: Mapping[str, Any]) -> AsyncGenerator[tuple[Chunk, int], None]:
@@ -230,23 +231,3 @@ async def _next(pieces: AsyncGenerator[list[Chunk], None]) -> list[Chunk]:
     async for several in pieces:
         return several
     return []
-
-
-async def _whole(chunks: AsyncGenerator[Chunk, None]) -> Response:
-    texts, last = [], Chunk("", 0, 0)
-    async with aclosing(chunks):
-        async for last in chunks:
-            texts.append(last.text)
-    return Response("".join(texts), last.prompt_tokens, last.generated_tokens, last.finish_reason or "length")
-
-
-async def _all_of(work: Sequence[Any]) -> list[Response]:
-    """Do several things at a time. When one fails the others are ended, and its error is raised."""
-    tasks = [asyncio.ensure_future(each) for each in work]
-    try:
-        return list(await asyncio.gather(*tasks))
-    except BaseException:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
@@ -39,7 +40,7 @@ class ResponseFormat(_Model):
     type: Literal["text"]
 
 
-class Asked(_Model):
+class Asked(_Model, ABC):
     """What both kinds of requests have in common. Null counts as not given.
 
     Attributes:
@@ -124,9 +125,9 @@ class Asked(_Model):
         }
 
     @property
+    @abstractmethod
     def inputs(self) -> Sequence[str | list[dict[str, str]]]:
         """The texts or conversations to go on with."""
-        raise NotImplementedError
 
     @property
     def most_tokens(self) -> int | None:
@@ -134,9 +135,9 @@ class Asked(_Model):
         return self.max_tokens
 
     @property
+    @abstractmethod
     def likeliest(self) -> int | None:
         """How many of the likeliest tokens to tell at each place; None to tell no probabilities."""
-        raise NotImplementedError
 
     @property
     def echoes(self) -> bool:
