@@ -1,5 +1,6 @@
 """Language models of random weights, made in a moment; each function saves one in a folder and returns its path."""
 
+import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
@@ -19,6 +20,15 @@ TEXTS = [
     "Größe, naïve, 日本語 and 🙂 are words.",
 ] * 20
 CHAT = "{% for each in messages %}<{{ each.role }}>{{ each.content }}{% endfor %}<assistant>"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Several are slower for models as small as these, above all where others compute as well. Import it to use it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def byte_tokenizer(**special):

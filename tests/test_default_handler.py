@@ -26,20 +26,11 @@ from registry_serve.generation.pieces import before_stop
 from registry_serve.handlers import HandlerSpec, build
 from registry_serve.handlers.huggingface import HuggingFaceHandler
 from tests import language_models
-from tests.language_models import CONTEXT, saved, sentence_tokenizer
+from tests.language_models import CONTEXT, one_thread, saved, sentence_tokenizer  # noqa: F401
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 GREEDY = {"do_sample": False, "max_new_tokens": 12}
 PROMPTS = ["The river", "A boat came down the river and", "night", "Größe"]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Several are slower for models as small as these, above all where others compute as well."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -19,20 +19,13 @@ from registry_serve.generation.precision import Precision
 from registry_serve.generation.pretrained import Source
 from registry_serve.generation.static import StaticEngine
 from tests import language_models
+from tests.language_models import one_thread  # noqa: F401
 
 FP32 = Precision("cpu", torch.float32, None)
 CACHE_TOKENS = 2048
 #: ``generate`` ignores an end of None.
 NO_TOKEN = 10_000
 PROMPTS = [[5 + (7 * place + step) % 60 for step in range(1 + place % 13)] for place in range(32)]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

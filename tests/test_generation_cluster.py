@@ -9,12 +9,12 @@ import httpx
 import openai
 import pytest
 import requests
-import torch
 from ray import serve
 
 from registry_serve import deployment_from_handler
 from tests import language_models
 from tests.generated import greedy
+from tests.language_models import one_thread  # noqa: F401
 
 pytestmark = pytest.mark.cluster
 
@@ -22,14 +22,6 @@ NAME = "storyteller"
 CACHE_TOKENS = 1024
 PROMPTS = ["The river", "A boat came down the river and", "night", "Größe"]
 TALK = [{"role": "user", "content": "The river"}]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

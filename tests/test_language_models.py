@@ -8,7 +8,6 @@ import httpx
 import mlflow
 import openai
 import pytest
-import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 from registry_serve.errors import ConfigurationError, GenerationUnsupported, InvalidRequest
@@ -21,19 +20,12 @@ from registry_serve.protocols.native import native_app
 from registry_serve.registry import Registry
 from registry_serve.signature import Request
 from tests import language_models
+from tests.language_models import one_thread  # noqa: F401
 from tests.mlflow_server import made_global
 
 PARAMS = {"max_new_tokens": 6, "do_sample": False}
 WORDS = "The river rose during the night. A boat came down"
 PROMPTS = ["The river", "A boat came down", "night"]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ import httpx
 import openai
 import pytest
 import pytest_asyncio
-import torch
 
 from registry_serve.generation import Chunk, EngineFailed
 from registry_serve.handlers import HandlerSpec
@@ -20,21 +19,13 @@ from registry_serve.protocols.mosaicml import handler_app
 from registry_serve.protocols.native import native_app
 from tests import language_models
 from tests.generated import greedy, loaded
-from tests.language_models import CONTEXT
+from tests.language_models import CONTEXT, one_thread  # noqa: F401
 from tests.leaving import Client
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 RIVER = [{"role": "user", "content": "The river"}]
 GREEDY = {"model": "llama", "temperature": 0}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -30,7 +30,6 @@
     ├── PredictionFailed           500    the model raised, or its answer has no JSON form
     ├── StreamingUnsupported       501    the model answers in one piece only
     ├── GenerationUnsupported      501    the model is not served as a language model
-    ├── GenerationUnsupported      501    the model generates no text
     ├── LoadFailed                 500    the version cannot be loaded
     │   ├── DiskFull               507    there is no room for its files       (Retry-After)
     │   ├── CodeConflict           500    it brings Python modules that clash with another version's

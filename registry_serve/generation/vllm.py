@@ -1,4 +1,4 @@
-"""vLLM as the engine, where it is installed: it knows every setting but beams, and divides a model among GPUs itself.
+"""vLLM as the engine, where it is installed: it knows most settings, and divides a model among GPUs itself.
 
 It runs in processes of its own, which this one starts; a process that has ended cannot be started again from here.
 """
