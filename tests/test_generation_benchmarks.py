@@ -1,5 +1,6 @@
 """The arithmetic of the benchmarks of generation, and one small run of all of it. Nothing here is timed."""
 
+import importlib.util
 import json
 import multiprocessing
 
@@ -15,6 +16,9 @@ from benchmarks.generation.models import Shape, running
 from benchmarks.generation.replicas import answers_of
 
 TINY = Shape(32, 1, 64, context=64, prompt=8, answer=4, long=6)
+SIZES = ["--hidden", "32", "--layers", "1", "--vocab", "64", "--device", "cpu"]
+
+without_vllm = pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="it does not fail where it is")
 
 
 @pytest.fixture(autouse=True)
@@ -98,10 +102,31 @@ def test_processes_share_the_requests_and_end():
     assert multiprocessing.active_children() == []
 
 
+@without_vllm
+def test_a_process_that_ends_without_an_answer_is_waited_for_no_longer():
+    with pytest.raises(RuntimeError, match="process 0 has ended with 1 and told nothing"):
+        answers_of(1, "vllm", TINY, "cpu", 1, lengths.drawn(TINY, 2, lengths.equal, 3), 1)
+    assert multiprocessing.active_children() == []
+
+
+@without_vllm
+def test_an_engine_that_fails_costs_nothing_that_others_did(tmp_path):
+    (tmp_path / "generation.md").write_text("<!-- results -->\n<!-- end of results -->\n")
+    ran = CliRunner().invoke(
+        app, [*SIZES, "--requests", "16", "--quick", "--engines", "vllm,continuous", "--docs", str(tmp_path)]
+    )
+    assert ran.exit_code == 1
+    page = (tmp_path / "generation.md").read_text()
+    assert "| continuous batching | 32 |" in page
+    assert "| exponential |" in page
+    assert "| vLLM | in one process | HandlerInvalid: " in page
+    (failed,) = json.loads((tmp_path / "generation.json").read_text())["results"]["failed"]
+    assert "pip install vllm" in failed["error"]
+
+
 def test_a_run_writes_its_tables_into_the_page_and_the_rest_beside_it(tmp_path):
     (tmp_path / "generation.md").write_text("before\n<!-- results -->\nold\n<!-- end of results -->\nafter\n")
-    sizes = ["--hidden", "32", "--layers", "1", "--vocab", "64", "--device", "cpu"]
-    ran = CliRunner().invoke(app, [*sizes, "--requests", "16", "--quick", "--docs", str(tmp_path)])
+    ran = CliRunner().invoke(app, [*SIZES, "--requests", "16", "--quick", "--docs", str(tmp_path)])
     assert ran.exit_code == 0, ran.output
     page = (tmp_path / "generation.md").read_text()
     assert page.startswith("before\n<!-- results -->\n")

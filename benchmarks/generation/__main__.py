@@ -56,6 +56,8 @@ def generation(
     console.print(f"It took {(time.monotonic() - began) / 60:.1f} minutes.")
     if docs is not None:
         publish(found, docs)
+    if found["results"]["failed"]:
+        raise typer.Exit(1)
 
 
 def _chosen(names: str | None, device: str) -> list[str]:

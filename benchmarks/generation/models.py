@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,7 +19,8 @@ from registry_serve.generation.static import StaticEngine
 
 _HEAD = 64
 _PAD = 0
-#: Of the GPU's memory, as much as continuous batching takes for its cache.
+#: Of the GPU's whole memory, for weights, what steps need and the cache. Continuous batching takes as large a share of
+#: what is free for its cache alone.
 _VLLM_SHARE = 0.6
 
 
@@ -120,3 +122,10 @@ def running(name: str, model: Any, shape: Shape) -> Iterator[Engine]:
         yield engine
     finally:
         engine.close()
+
+
+def free() -> None:
+    """Give a GPU's memory back that nothing in this process needs any more: other processes start beside it."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

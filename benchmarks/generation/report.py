@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from benchmarks.generation.figures import TOKENS_PER_S
 from benchmarks.generation.models import TITLES
@@ -16,6 +17,8 @@ Records = list[dict[str, Any]]
 
 #: Around what ``publish`` writes into docs/generation.md.
 _BEGIN, _END = "<!-- results -->", "<!-- end of results -->"
+#: Of an error, in characters; the raw results have all of it.
+_LONGEST = 200
 
 
 def tables(found: dict[str, Any]) -> list[Table]:
@@ -26,6 +29,7 @@ def tables(found: dict[str, Any]) -> list[Table]:
         at_once(results["at_once"]),
         by_chance(results["by_chance"]),
         replicas(results["replicas"]),
+        failed(results["failed"]),
     ]
     return [table for table in made if table.row_count]
 
@@ -56,7 +60,7 @@ def at_once(records: Records) -> Table:
     for kind in dict.fromkeys(each["answers"] for each in records):
         ours, theirs = rates.get((kind, "continuous")), rates.get((kind, "static"))
         ratio = f"{ours / theirs:.2f}" if ours and theirs else "-"
-        table.add_row(kind, *(f"{rates[kind, each]:,.0f}" for each in engines), ratio)
+        table.add_row(kind, *(_rate(rates.get((kind, each))) for each in engines), ratio)
     return table
 
 
@@ -80,7 +84,9 @@ def by_chance(records: Records) -> Table:
 def replicas(records: Records) -> Table:
     """Requests per second, and those that keep the promises."""
     table = _table(
-        "Effective throughput, 32 clients: requests per second that keep the promises", "engine", "processes"
+        "Effective throughput, 32 clients, processes of their own: requests per second that keep the promises",
+        "engine",
+        "processes",
     )
     _columns(table, "all requests/s", *(f"at {rate} tokens/s" for rate in TOKENS_PER_S))
     for each in records:
@@ -90,6 +96,14 @@ def replicas(records: Records) -> Table:
             f"{each['requests_per_s']:.2f}",
             *(f"{each[f'effective_at_{rate}']:.2f}" for rate in TOKENS_PER_S),
         )
+    return table
+
+
+def failed(records: Records) -> Table:
+    """What could not be measured, and why."""
+    table = _table("Not measured", "engine", "where", "error")
+    for each in records:
+        table.add_row(TITLES[each["engine"]], each["what"], Text(each["error"][:_LONGEST]))
     return table
 
 
@@ -112,6 +126,10 @@ def _made_with(found: dict[str, Any]) -> str:
         f"where clients wait, else of {shape['long']}. Torch {versions['torch']}, Transformers "
         f"{versions['transformers']}, commit {versions['commit']}. Raw results: [generation.json](generation.json)."
     )
+
+
+def _rate(tokens_per_s: float | None) -> str:
+    return "-" if tokens_per_s is None else f"{tokens_per_s:,.0f}"
 
 
 def _table(title: str, *heads: str) -> Table:

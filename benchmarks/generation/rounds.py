@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from benchmarks.generation import lengths
 from benchmarks.generation.clients import by_chance, in_turn
 from benchmarks.generation.figures import TOKENS_PER_S, effective, summary
 from benchmarks.generation.lengths import Asked, drawn
-from benchmarks.generation.models import Shape, running
+from benchmarks.generation.models import Shape, free, running
 from benchmarks.generation.replicas import answers_of
 
 CLIENTS = (1, 8, 32)
@@ -27,6 +28,8 @@ _DISTRIBUTIONS: dict[str, lengths.Lengths] = {
 }
 
 Tell = Callable[[str], None]
+Records = list[dict[str, Any]]
+Found = dict[str, Records]
 
 
 @dataclass(frozen=True)
@@ -50,36 +53,61 @@ class Plan:
     replicas: Sequence[int]
 
 
-async def measure(plan: Plan, tell: Tell) -> dict[str, list[dict[str, Any]]]:
-    """Measure everything; records by the name of the measurement."""
+async def measure(plan: Plan, tell: Tell) -> Found:
+    """Measure everything; records by the name of the measurement. Those of ``failed`` say what could not be."""
     torch.set_num_threads(plan.threads)
-    model = plan.shape.model(plan.device)
-    found: dict[str, list[dict[str, Any]]] = {"clients": [], "at_once": [], "by_chance": [], "replicas": []}
-    per_second: float | None = None
-    for name in sorted(plan.engines, key=lambda each: each != _MEASURE):
-        with running(name, model, plan.shape) as engine:
-            await in_turn(engine, drawn(plan.shape, 2, lengths.equal, 4), 1)
-            for clients in CLIENTS:
-                answers = await in_turn(engine, _for(plan, clients), clients)
-                _keep(found["clients"], tell, {"engine": name, "clients": clients, **summary(answers)})
-            if name == "one":  # it waits for nobody: the more are asked at once, the longer it takes
-                continue
-            for kind, distribution in _DISTRIBUTIONS.items():
-                requests = drawn(plan.shape, plan.requests, distribution, plan.shape.long)
-                answers = await in_turn(engine, requests, len(requests))
-                record = {"engine": name, "answers": kind, **summary(answers)}
-                _keep(found["at_once"], tell, record)
-                if name == _MEASURE and kind == "exponential":
-                    per_second = LOAD * record["requests_per_s"]
-            if per_second is not None:
-                requests = drawn(plan.shape, plan.requests // 2, lengths.exponential, plan.shape.long, seed=1)
-                answers = await by_chance(engine, requests, per_second)
-                _keep(found["by_chance"], tell, {"engine": name, "load": round(per_second, 3), **summary(answers)})
-    del model
+    found: Found = {"clients": [], "at_once": [], "by_chance": [], "replicas": [], "failed": []}
+    await _each_alone(plan, found, tell)
+    free()
     for name in plan.engines:
         for count in plan.replicas:
-            _keep(found["replicas"], tell, await asyncio.to_thread(_replicas, plan, name, count))
+            with _kept_going(found, tell, name, f"processes: {count}"):
+                _keep(found["replicas"], tell, await asyncio.to_thread(_replicas, plan, name, count))
     return found
+
+
+async def _each_alone(plan: Plan, found: Found, tell: Tell) -> None:
+    """Measure one engine after the other in this process. None leaves its cache in the memory of the next."""
+    model = plan.shape.model(plan.device)
+    for name in sorted(plan.engines, key=lambda each: each != _MEASURE):
+        with _kept_going(found, tell, name, "in one process"):
+            await _alone(plan, name, model, found, tell)
+        free()
+
+
+async def _alone(plan: Plan, name: str, model: Any, found: Found, tell: Tell) -> None:
+    with running(name, model, plan.shape) as engine:
+        await in_turn(engine, drawn(plan.shape, 2, lengths.equal, 4), 1)
+        for clients in CLIENTS:
+            answers = await in_turn(engine, _for(plan, clients), clients)
+            _keep(found["clients"], tell, {"engine": name, "clients": clients, **summary(answers)})
+        if name == "one":  # it waits for nobody: the more are asked at once, the longer it takes
+            return
+        for kind, distribution in _DISTRIBUTIONS.items():
+            requests = drawn(plan.shape, plan.requests, distribution, plan.shape.long)
+            answers = await in_turn(engine, requests, len(requests))
+            _keep(found["at_once"], tell, {"engine": name, "answers": kind, **summary(answers)})
+        per_second = _load(found["at_once"])
+        if per_second is not None:
+            requests = drawn(plan.shape, plan.requests // 2, lengths.exponential, plan.shape.long, seed=1)
+            answers = await by_chance(engine, requests, per_second)
+            _keep(found["by_chance"], tell, {"engine": name, "load": round(per_second, 3), **summary(answers)})
+
+
+def _load(records: Records) -> float | None:
+    """Return how many requests arrive per second; None where the measure has not been taken."""
+    taken = [each for each in records if (each["engine"], each["answers"]) == (_MEASURE, "exponential")]
+    return LOAD * taken[0]["requests_per_s"] if taken else None
+
+
+@contextmanager
+def _kept_going(found: Found, tell: Tell, engine: str, what: str) -> Iterator[None]:
+    """Note an engine's failure instead of losing what was measured before it."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 - whatever an engine does
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        _keep(found["failed"], tell, {"engine": engine, "what": what, "error": said})
 
 
 def _replicas(plan: Plan, name: str, count: int) -> dict[str, Any]:
@@ -92,9 +120,10 @@ def _replicas(plan: Plan, name: str, count: int) -> dict[str, Any]:
 
 def _for(plan: Plan, clients: int) -> list[Asked]:
     count = max(2 * clients, min(plan.requests // 2, 12 * clients))
-    return drawn(plan.shape, count, lengths.similar, plan.shape.answer)
+    # Others for each number of clients: an engine may remember prompts that it has read.
+    return drawn(plan.shape, count, lengths.similar, plan.shape.answer, seed=clients)
 
 
-def _keep(records: list[dict[str, Any]], tell: Tell, record: dict[str, Any]) -> None:
+def _keep(records: Records, tell: Tell, record: dict[str, Any]) -> None:
     records.append(record)
     tell("  ".join(f"{name} {value}" for name, value in record.items()))
