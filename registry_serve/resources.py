@@ -58,6 +58,11 @@ class Resources:
                 f"A replica of {self.processes} processes (tensor_parallel) computes on {self.processes} GPUs, one for "
                 f"each, or on none: gpus must be {self.processes} or 0, not {self.gpus:g}."
             )
+        if self.processes > 1 and not self.gpus and self.cpus is not None and self.cpus / self.processes < 1 / _PARTS:
+            raise ConfigurationError(  # Ray reserves no place for a process that takes nothing
+                f"Each process of a replica of {self.processes} (tensor_parallel) takes a part of a CPU where there is "
+                f"no GPU: cpus must be above 0, or not set, not {self.cpus:g}."
+            )
 
     def actor_options(self) -> dict[str, Any]:
         """Return the ``ray_actor_options`` of a deployment: what its replicas take, or the first process of each."""

@@ -9,6 +9,7 @@ import pytest
 
 from registry_serve.errors import ConfigurationError
 from registry_serve.resources import Resources, require_where_ray_runs, room
+from registry_serve.rollout.serving import _surge_percent
 
 #: Runs on a cluster with two GPUs that are not there: Ray counts what it is told.
 SCRIPT = """
@@ -111,6 +112,26 @@ def test_the_type_of_a_gpu_is_named_as_ray_names_it():
 def test_replicas_fit_only_where_all_their_gpus_are_on_one_node(nodes, gpus, gpu_type, fit):
     resources = [{"CPU": 8.0, "GPU": each, "accelerator_type:L4": 1.0} for each in nodes]
     assert room([{"CPU": 4.0}, *resources], Resources(gpus=gpus, gpu_type=gpu_type)) == fit
+
+
+@pytest.mark.parametrize(
+    ("resources", "replicas", "percent"),
+    [
+        (Resources(gpus=4, processes=4), 1, 0),
+        (Resources(gpus=2, processes=2), 1, 100),
+        (Resources(gpus=2, processes=2), 2, 50),
+        (Resources(cpus=12, processes=2), 1, 0),
+        (Resources(processes=10), 1, 0),
+        (Resources(processes=4), 2, 100),
+        (Resources(gpus=0.5), 8, 50),
+        (Resources(cpus=4), 4, 50),
+    ],
+)
+def test_new_replicas_start_beside_the_earlier_ones_only_if_all_their_processes_fit(
+    monkeypatch, resources, replicas, percent
+):
+    monkeypatch.setattr("ray.available_resources", lambda: {"CPU": 8.0, "GPU": 2.0})
+    assert _surge_percent(resources, replicas) == percent
 
 
 def test_where_no_cluster_is_known_nothing_is_required():

@@ -75,7 +75,7 @@ def _surge_percent(resources: Resources, replicas: int) -> int:
     """Return how many of the replicas can start before the earlier ones stop, in percent."""
     free = ray.available_resources()  # type: ignore[no-untyped-call]
     options = resources.actor_options()
-    wanted = {"CPU": options.get("num_cpus", 1), "GPU": options.get("num_gpus", 0)}
+    wanted = {"CPU": options.get("num_cpus", 1) * resources.processes, "GPU": resources.gpus}
     room = min([replicas, *(int(free.get(name, 0.0) // each) for name, each in wanted.items() if each)])
     return 100 * room // replicas
 
