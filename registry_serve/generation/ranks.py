@@ -10,24 +10,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
 
 import psutil
 import ray
-import torch
 from ray.exceptions import RayError
 from ray.util import get_current_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 from torch import distributed
-from transformers.distributed.configuration_utils import DistributedConfig
 
 from registry_serve.errors import HandlerInvalid
 from registry_serve.generation import Settings, Tokens
@@ -35,21 +30,16 @@ from registry_serve.generation.continuous import ContinuousEngine
 from registry_serve.generation.division import require_divisible
 from registry_serve.generation.generator import Generator, tell_of_penalty
 from registry_serve.generation.language import Language
-from registry_serve.generation.memory import cache_tokens_for
-from registry_serve.generation.pretrained import Source
+from registry_serve.generation.part import HERE, WATCHED_EACH_S, Part, Rank, told
 
-_HERE = "127.0.0.1"
-#: Processes read their parts of large models at different speeds.
-_LOADING_TAKES = timedelta(hours=2)
-_WATCHED_EACH_S = 0.3
 #: How long a process that has failed may take to say why, after the others have noticed.
 _REASON_S = 2.0
 #: In which the answers to the requests in flight leave this process, before it ends.
 _GRACE_S = 1.0
 _END_S = 5.0
-_LONGEST_REASON = 300
 
 logger = logging.getLogger(__name__)
+_Actor: Any = ray.remote(max_restarts=0, max_task_retries=0)(Rank)
 
 
 def divided(language: Language, ranks: int, cache_tokens: int | None = None) -> Generator:
@@ -67,47 +57,6 @@ def divided(language: Language, ranks: int, cache_tokens: int | None = None) -> 
     engine = Ranks(language, ranks, cache_tokens)
     tell_of_penalty(language, engine.model)
     return Generator(language, [engine], engine.model.generation_config.top_k)
-
-
-@dataclass(frozen=True)
-class _Part:
-    """What a process needs to load its part.
-
-    Attributes:
-        source: of the model.
-        rank: which part.
-        ranks: how many there are.
-        cache_tokens: as for ``divided``.
-    """
-
-    source: Source
-    rank: int
-    ranks: int
-    cache_tokens: int | None
-
-    def load(self, store: Any, language: Language) -> tuple[Any, ContinuousEngine]:
-        """Load it and start its engine, together with all others.
-
-        Args:
-            store: where the processes meet.
-            language: of the model.
-        """
-        on_gpu = self.source.precision.device == "cuda"
-        os.environ["LOCAL_RANK"] = "0"  # Ray shows each process its own GPU alone
-        os.environ.setdefault("NCCL_GRAPH_MIXING_SUPPORT", "0")
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", _loopback())
-        distributed.init_process_group(
-            "nccl" if on_gpu else "gloo",
-            store=store,
-            rank=self.rank,
-            world_size=self.ranks,
-            timeout=_LOADING_TAKES,
-            device_id=torch.device("cuda", 0) if on_gpu else None,
-        )
-        model = language.weights(distributed_config=DistributedConfig(tp_size=self.ranks))
-        tokens = torch.tensor([self.cache_tokens or cache_tokens_for(model, language.context)], device=model.device)
-        distributed.all_reduce(tokens, distributed.ReduceOp.MIN)
-        return model, ContinuousEngine(model, language.ends(model), language.context, int(tokens), alone=False)
 
 
 class Ranks:
@@ -129,7 +78,7 @@ class Ranks:
             raise self._refusal("its processes are actors of Ray, and this process has not joined a cluster")
         if distributed.is_initialized():
             raise self._refusal("this process has been one of several before, and can be so only once")
-        self._parts = [_Part(language.source, rank, ranks, cache_tokens) for rank in range(ranks)]
+        self._parts = [Part(language.source, rank, ranks, cache_tokens) for rank in range(ranks)]
         self._children = self._start()
         try:
             self.model, self._engine, self._pids = self._load(language)
@@ -188,7 +137,7 @@ class Ranks:
     def _load(self, language: Language) -> tuple[Any, ContinuousEngine, list[int]]:
         """Load all parts at the same time; one that fails must not leave the others waiting for it."""
         store: Any = distributed.TCPStore(  # type: ignore[attr-defined]
-            _HERE, 0, len(self._parts), is_master=True, wait_for_workers=False
+            HERE, 0, len(self._parts), is_master=True, wait_for_workers=False
         )
         own = _aside(lambda: self._parts[0].load(store, language))
         loading = {
@@ -201,9 +150,9 @@ class Ranks:
             failed = own.done() and own.exception() is not None
             done: list[Any] = []
             if waiting:
-                done, _ = ray.wait(waiting, timeout=_REASON_S if failed else _WATCHED_EACH_S)
+                done, _ = ray.wait(waiting, timeout=_REASON_S if failed else WATCHED_EACH_S)
             else:
-                time.sleep(_WATCHED_EACH_S)
+                time.sleep(WATCHED_EACH_S)
             for each in done:
                 pids[loading[each]] = self._pid(each, loading[each])
             if failed:
@@ -213,7 +162,7 @@ class Ranks:
         except HandlerInvalid:
             raise
         except Exception as error:
-            raise self._refusal(f"rank 0 cannot load its part: {_told(error)}") from error
+            raise self._refusal(f"rank 0 cannot load its part: {told(error)}") from error
         return model, engine, [pids[rank] for rank in sorted(pids)]
 
     def _pid(self, loaded: Any, rank: int) -> int:
@@ -232,7 +181,7 @@ class Ranks:
         while not self._engine.failed:
             if self._closed.is_set() or not ray.is_initialized():
                 return
-            done, _ = ray.wait(ended, timeout=_WATCHED_EACH_S)
+            done, _ = ray.wait(ended, timeout=WATCHED_EACH_S)
             if done:
                 break
         if self._closed.is_set():
@@ -264,11 +213,6 @@ def _this_node() -> NodeAffinitySchedulingStrategy:
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
-def _loopback() -> str:
-    """Return the name of the interface that only processes of this node reach."""
-    return next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
-
-
 def _aside(work: Callable[[], Any]) -> Future[Any]:
     """Do something in a thread that the process does not wait for when it ends: it may wait for ever for others."""
     outcome: Future[Any] = Future()
@@ -281,36 +225,3 @@ def _aside(work: Callable[[], Any]) -> Future[Any]:
 
     threading.Thread(target=run, name="rank-0", daemon=True).start()
     return outcome
-
-
-def _told(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:_LONGEST_REASON].rstrip(".")
-
-
-# --- in the other processes ------------------------------------------------------------------------------------------
-
-
-class _Rank:
-    """Holds a part of the model. Its engine computes when rank 0's does."""
-
-    def __init__(self) -> None:
-        self._engine: ContinuousEngine | None = None
-
-    def load(self, part: _Part, port: int) -> int | str:
-        """Load a part; return the process's id, or why it cannot be loaded."""
-        try:
-            store: Any = distributed.TCPStore(_HERE, port, part.ranks, is_master=False)  # type: ignore[attr-defined]
-            _, self._engine = part.load(store, Language(part.source))
-        except BaseException as error:  # told to rank 0 as text, since not every error can be pickled
-            logger.exception("Rank %s cannot load its part.", part.rank)
-            return _told(error)
-        return os.getpid()
-
-    def ended(self) -> None:
-        """Wait until the engine has ended."""
-        assert self._engine is not None
-        while not self._engine.failed:
-            time.sleep(_WATCHED_EACH_S)
-
-
-_Actor: Any = ray.remote(max_restarts=0, max_task_retries=0)(_Rank)
