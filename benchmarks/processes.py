@@ -73,7 +73,7 @@ def started(name: str, command: Sequence[str], variables: Mapping[str, str]) -> 
 
 def free_port() -> int:
     """Return a port on which nobody listens, and that nobody gets who asks for any."""
-    return free_ports([0], but=0)[0]
+    return free_ports([0])[0]
 
 
 def _clean_environment() -> dict[str, str]:

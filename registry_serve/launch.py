@@ -6,11 +6,12 @@ environment of the process that starts the cluster, before it begins: see ``regi
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import random
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -109,7 +110,7 @@ def has_haproxy() -> bool:
 def _places(folder: Path, front_door: int, usual_ports: bool) -> Mapping[str, str]:
     """Give HAProxy files and ports that no other cluster on this machine has."""
     preferred = (_STATS_PORT, _METRICS_PORT, _FALLBACK_PORT)
-    stats, metrics, fallback = free_ports(preferred if usual_ports else (0, 0, 0), but=front_door)
+    stats, metrics, fallback = free_ports(preferred if usual_ports else (0, 0, 0), but=[front_door])
     return {
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": f"{folder}/haproxy.cfg",
         "RAY_SERVE_HAPROXY_SOCKET_PATH": f"{folder}/admin.sock",
@@ -133,25 +134,25 @@ def _haproxy_threads(cores: int) -> int:
     return max(1, min(4, cores // 4))
 
 
-def free_ports(preferred: Sequence[int], *, but: int) -> list[int]:
+def free_ports(preferred: Sequence[int], *, but: Collection[int] = ()) -> list[int]:
     """Return for each preferred port that port if nobody listens on it, else another one; 0 prefers none.
 
     Args:
         preferred: the ports.
-        but: a port that is taken, although nobody listens on it yet.
+        but: ports that are taken, although nobody listens on them yet.
     """
     with ExitStack() as held:  # until all are found, so that none is found twice
         return [_free_port(port, but, held) for port in preferred]
 
 
-def _free_port(preferred: int, but: int, held: ExitStack) -> int:
+def _free_port(preferred: int, but: Collection[int], held: ExitStack) -> int:
     for port in filter(None, (preferred, *random.sample(_QUIET, 20))):
         probe = held.enter_context(socket.socket())
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         with suppress(OSError):
             probe.bind(("", port))
             probe.listen()
-            if port != but:
+            if port not in but:
                 return port
     raise ConfigurationError("This machine has no free port.")
 
@@ -167,11 +168,33 @@ def require_free(host: str, port: int, setting: str = "--port") -> None:
     Raises:
         ConfigurationError: somebody does, or one may not listen there.
     """
-    with socket.socket() as probe:
+    family, address = address_of(host, port)
+    with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((host, port))
+            probe.bind(address)
         except PermissionError:
             raise ConfigurationError(f"You may not listen on port {port}. Name another one with {setting}.") from None
-        except OSError:
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise _no_host(host, error) from None
             raise ConfigurationError(f"Port {port} is taken. Name a free one with {setting}.") from None
+
+
+def address_of(host: str, port: int) -> tuple[socket.AddressFamily, Any]:
+    """Return what a socket is bound to that listens at a host, which may be a name: IPv4 where it has both.
+
+    Raises:
+        ConfigurationError: there is no such host.
+    """
+    try:
+        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError) as error:
+        raise _no_host(host, error) from None
+    family, _, _, _, address = min(found, key=lambda each: each[0] != socket.AF_INET)
+    return family, address
+
+
+def _no_host(host: str, error: Exception) -> ConfigurationError:
+    reason = getattr(error, "strerror", None) or str(error)
+    return ConfigurationError(f"Nobody can listen at {host!r}: {reason}. Name an address of this machine.")

@@ -2,19 +2,24 @@
 
 import asyncio
 import json
+import logging
+import socket
 import stat
 import threading
+import time
 import warnings
-from contextlib import aclosing, asynccontextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing, asynccontextmanager, nullcontext
 from datetime import datetime, timezone
 from pathlib import Path
+from types import SimpleNamespace
 
 import grpc
 import httpx
 import pytest
 
 import registry_serve
-from registry_serve import cli, errors, mii
+from registry_serve import cli, errors, launch, mii
 from registry_serve.errors import (
     ConfigurationError,
     DeploymentEnded,
@@ -35,15 +40,17 @@ from registry_serve.persistent import (
     Response,
     config,
     records,
+    starting,
     statuses,
     turns,
     wire,
 )
-from registry_serve.persistent.config import configured
+from registry_serve.persistent.config import configured, pipeline_configured
 from registry_serve.persistent.front import Answers
 from registry_serve.persistent.records import Record
 from registry_serve.persistent.rest import application
 from registry_serve.persistent.turns import ReplicaGone, Turns
+from registry_serve.rollout.state import changing
 from tests.language_models import llama
 from tests.mlflow_server import free_port
 
@@ -109,6 +116,12 @@ def test_a_folder_is_known_by_its_absolute_path_and_named_by_its_last_part(tmp_p
         ({"model": "org/model", "task": "fill-mask"}, "task must be 'text-generation'"),
         ({"model": "org/model", "deployment_type": "AML"}, "deployment_type should be 'local'"),
         ({"model": "org/model", "deployment_name": "x" * 200}, "deployment_name must be"),
+        ({"model": "org/model", "deployment_name": "部署" * 20}, "is too long. Give a shorter deployment_name"),
+        ({"model": "org/" + "x" * 300}, "is too long. Give a shorter deployment_name"),
+        (
+            {"model": "org/model", "enable_restful_api": True, "port_number": 7000, "restful_api_port": 7000},
+            "port_number and restful_api_port are both 7000",
+        ),
         ({"model": "org/model", "model_config": {"replica_num": 2}, "replica_num": 3}, "said twice: 2 and 3"),
     ],
 )
@@ -123,6 +136,44 @@ def test_what_makes_no_sense_is_told_in_one_sentence(given, said):
 def test_a_folder_that_holds_no_model_is_told(tmp_path):
     with pytest.raises(ConfigurationError, match=r"has no config\.json"):
         registry_serve.serve(str(tmp_path))
+
+
+def test_a_folder_with_a_long_name_needs_a_name_for_its_deployment_only(tmp_path):
+    path = folder(tmp_path, "x" * 245)
+    with pytest.raises(ConfigurationError, match="Give a shorter deployment_name"):
+        configured(path, None, None, {})
+    assert configured(path, None, None, {"deployment_name": "short"}).model_conf.model_name_or_path == path
+    assert pipeline_configured(path, None, {}).model_name_or_path == path
+
+
+def test_why_one_cannot_listen_is_told():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigurationError, match=f"Port {port} is taken. .*some_port"):
+            launch.require_free("localhost", port, "some_port")
+        assert port not in launch.free_ports([port])
+    for nowhere in ("no host", "192.0.2.1", ":::"):  # the second is nobody's
+        with pytest.raises(ConfigurationError, match=f"Nobody can listen at '{nowhere}': .*Name an address"):
+            launch.require_free(nowhere, port)
+    assert launch.address_of("::1", 80)[0] == socket.AF_INET6
+    assert launch.address_of("", 80)[1] == ("0.0.0.0", 80)
+
+
+def test_a_cluster_of_its_own_is_ended_when_nothing_can_be_given_to_it(monkeypatch):
+    ports, ends, clusters = [], [], [None, SimpleNamespace(address="", session="", ask=refuse)]
+    monkeypatch.setattr(starting, "connected", lambda tell: nullcontext(clusters.pop(0)))
+    monkeypatch.setattr(
+        starting, "start", lambda *given: ports.append(given[2]) or SimpleNamespace(end=lambda: ends.append(1))
+    )
+    with pytest.raises(ConfigurationError, match="refused"):
+        registry_serve.serve("org/model", port_number=free_port(), enable_restful_api=True, restful_api_port=8000)
+    assert (ends, 8000 in ports) == ([1], False)
+
+
+def refuse(*given, tell):
+    raise ConfigurationError("refused")
 
 
 def test_an_unknown_keyword_is_named():
@@ -249,6 +300,49 @@ def test_a_damaged_record_names_its_file(state):
         records.named(record.name)
 
 
+def test_a_damaged_record_does_not_hide_the_others_and_can_be_deleted(capsys, caplog, monkeypatch):
+    damaged, other = record_of(name="some/one", port=free_port()), record_of(name="other", port=free_port())
+    for record in (damaged, other):
+        records.keep(record)
+    damaged.path.write_text("{")
+    assert records.everything() == [other]
+    assert str(damaged.path) in caplog.text
+    assert [each.name for each in statuses.deployments()] == ["other"]
+    assert statuses.names() == ["other", "some/one"]
+    assert records.named("org/model") == other
+    for name in ("some/one", "other"):
+        monkeypatch.setattr("sys.argv", ["registry-serve", "delete", "deployment", name, "--yes"])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert not ended.value.code
+        assert capsys.readouterr().out.splitlines()[-1] == f"{name} is deleted."
+    assert list(other.path.parent.iterdir()) == []
+
+
+def test_nothing_is_known_by_a_name_that_no_file_can_have():
+    for name in ("x" * 300, "部署" * 100, "/folder" * 100):
+        with pytest.raises(DeploymentNotFound):
+            mii.client(name)
+
+
+def test_a_deployment_that_is_being_served_is_not_taken_for_one_that_has_ended(monkeypatch, caplog):
+    caplog.set_level(logging.INFO, "registry_serve.rollout")
+    record = record_of(name="some", port=free_port())
+    records.keep(record)
+    in_serve = threading.Event()
+    monkeypatch.setattr(starting, "lives", lambda record, tell: in_serve.is_set())
+    with ThreadPoolExecutor(1) as pool:
+        with changing(print):  # as who serves it
+            asking = pool.submit(mii.client, "some")
+            while "Waiting for another command" not in caplog.text:
+                assert not asking.done()
+                time.sleep(0.01)
+            in_serve.set()
+        with pytest.raises(DeploymentUnavailable, match="is starting"):
+            asking.result(30)
+    assert records.everything() == [record]
+
+
 def test_what_a_dead_cluster_left_is_recognised_said_and_removed():
     record = record_of(name="ended", port=free_port())
     records.keep(record)
@@ -291,6 +385,12 @@ class StandIn:
         self.open = 0
         self.failure = None
         self.dies_after = None
+        self.fails_at = None
+        self.says, self.goes_on = asyncio.Event(), asyncio.Event()
+        self.says.set()
+        self.goes_on.set()
+        self.asked = 0
+        self.cancels = False
 
     async def generate(self, prompt, parameters):
         if self.failure is not None:
@@ -298,24 +398,37 @@ class StandIn:
         self.open += 1
         try:
             for count, letter in enumerate(f"{self.number}{prompt}"):
+                if letter == self.fails_at:
+                    raise TooManyTokens(100, 64)
                 if not self.alive or count == self.dies_after:
                     self.alive = False
                     raise ReplicaGone("it was killed")
                 await asyncio.sleep(parameters.get("pause", 0))
+                await self.goes_on.wait()
                 yield [Chunk(letter, len(prompt), count + 1)]
             yield [Chunk("", len(prompt), count + 1, "length")]
         finally:
             self.open -= 1
 
     async def status(self):
+        self.asked += 1
+        await self.says.wait()
+        if self.cancels:
+            raise asyncio.CancelledError
         if not self.alive:
             raise ReplicaGone("it was killed")
         return {"process": self.number}
 
 
-async def all_up(made):
-    while not all(each["up"] for each in made.describe()["replicas"]):  # noqa: ASYNC110 - nothing tells of it
+async def until(condition):
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
         await asyncio.sleep(0.01)
+
+
+def up(made):
+    return [each["up"] for each in made.describe()["replicas"]]
 
 
 async def letters_of(made, prompt):
@@ -325,11 +438,10 @@ async def letters_of(made, prompt):
 @asynccontextmanager
 async def taking_turns(monkeypatch, count=2):
     monkeypatch.setattr(turns, "_ASK_EVERY_S", 0.01)
-    monkeypatch.setattr(turns, "_PATIENCE_S", 0.3)
     stand_ins = [StandIn(number) for number in range(count)]
     made = Turns("some", stand_ins)
     try:
-        await asyncio.wait_for(all_up(made), 10)
+        await until(lambda: all(up(made)))
         yield made, stand_ins
     finally:
         made.close()
@@ -354,10 +466,10 @@ async def test_requests_that_come_together_are_shared_out_evenly(monkeypatch):
 async def test_a_replica_that_does_not_answer_is_passed_over_until_it_does(monkeypatch):
     async with taking_turns(monkeypatch) as (made, stand_ins):
         stand_ins[0].alive = False
-        await asyncio.sleep(0.1)
+        await until(lambda: up(made) == [False, True])
         assert [(await made.answer(["a"], {}))[1] for _ in range(3)] == [1, 1, 1]
         stand_ins[0].alive = True
-        await asyncio.sleep(0.1)
+        await until(lambda: all(up(made)))
         assert {(await made.answer(["a"], {}))[1] for _ in range(2)} == {0, 1}
 
 
@@ -367,7 +479,7 @@ async def test_a_request_that_loses_its_replica_before_anything_was_sent_goes_to
         answered, taker = await made.answer(["abc"], {})
         assert (str(answered[0]), taker) == ("1abc", 1)
         stand_ins[0].dies_after, stand_ins[0].alive = 0, True
-        await asyncio.sleep(0.1)
+        await until(lambda: all(up(made)))
         assert [await letters_of(made, "ab") for _ in range(2)] == [["1", "a", "b", ""]] * 2
 
 
@@ -392,11 +504,14 @@ async def test_a_request_that_ends_replicas_ends_two_at_the_most(monkeypatch):
 async def test_without_any_replica_a_request_waits_for_a_moment_and_is_refused(monkeypatch):
     async with taking_turns(monkeypatch, count=1) as (made, [stand_in]):
         stand_in.alive = False
-        await asyncio.sleep(0.1)
-        with pytest.raises(DeploymentUnavailable, match="no replica that answers"):
-            await made.answer(["a"], {})
+        await until(lambda: not any(up(made)))
         waiting = asyncio.ensure_future(made.answer(["a"], {}))
-        await asyncio.sleep(0.1)
+        with monkeypatch.context() as patch:
+            await asyncio.sleep(0.01)  # it has begun to wait, with more patience
+            patch.setattr(turns, "_PATIENCE_S", 0.1)
+            with pytest.raises(DeploymentUnavailable, match="no replica that answers"):
+                await made.answer(["a"], {})
+        assert not waiting.done()
         stand_in.alive = True
         assert str((await waiting)[0][0]) == "0a"
 
@@ -410,11 +525,60 @@ async def test_what_a_replica_refuses_is_not_tried_on_another(monkeypatch):
         assert stand_ins[0].open == stand_ins[1].open == 0
 
 
+async def test_a_silent_replica_is_given_nothing_and_goes_on_with_what_it_has(monkeypatch):
+    async with taking_turns(monkeypatch) as (made, [silent, _]):
+        monkeypatch.setattr(turns, "_SILENT_AFTER_S", 0.01)
+        silent.goes_on.clear()
+        asking = asyncio.ensure_future(made.answer(["a"], {}))
+        await until(lambda: silent.open)
+        silent.says.clear()
+        await until(lambda: up(made) == [False, True])
+        assert [(await made.answer(["b"], {}))[1] for _ in range(2)] == [1, 1]
+        silent.goes_on.set()
+        assert (await asking)[1] == 0
+        silent.says.set()
+        await until(lambda: all(up(made)))
+
+
+async def test_what_a_replica_that_is_silent_for_very_long_has_goes_to_the_next(monkeypatch):
+    async with taking_turns(monkeypatch) as (made, [silent, _]):
+        silent.goes_on.clear()
+        asking = asyncio.ensure_future(made.answer(["a"], {}))
+        await until(lambda: silent.open)
+        silent.says.clear()
+        monkeypatch.setattr(turns, "_SILENT_AFTER_S", 0.01)
+        monkeypatch.setattr(turns, "_ASK_ANEW_AFTER_S", 0.01)
+        assert (await asking)[1] == 1
+        assert silent.open == 0
+
+
+async def test_a_question_that_ray_cancels_is_asked_again(monkeypatch):
+    async with taking_turns(monkeypatch, count=1) as (made, [stand_in]):
+        stand_in.cancels = True
+        await until(lambda: not any(up(made)))
+        stand_in.cancels = False
+        await until(lambda: all(up(made)))
+        stand_in.says.clear()
+        before = stand_in.asked
+        await until(lambda: stand_in.asked > before)
+        made.close()  # while it is being asked
+        stand_in.says.set()
+        await until(lambda: all(each.done() for each in made._asking))
+        assert all(each.cancelled() for each in made._asking)
+
+
 async def test_one_prompt_that_fails_ends_the_others_of_its_request(monkeypatch):
     async with taking_turns(monkeypatch, count=1) as (made, [stand_in]):
-        asking = asyncio.ensure_future(made.answer(["a" * 50, "b" * 50], {"pause": 0.1}))
-        await asyncio.sleep(0.05)
-        assert stand_in.open == 2
+        stand_in.fails_at = "!"
+        with pytest.raises(TooManyTokens):
+            await made.answer(["a" * 1000, "b!"], {"pause": 0.05})
+        assert stand_in.open == 0
+
+
+async def test_who_leaves_ends_all_prompts_of_a_request(monkeypatch):
+    async with taking_turns(monkeypatch, count=1) as (made, [stand_in]):
+        asking = asyncio.ensure_future(made.answer(["a" * 1000, "b" * 1000], {"pause": 0.05}))
+        await until(lambda: stand_in.open == 2)
         asking.cancel()
         await asyncio.wait([asking])
         assert stand_in.open == 0
@@ -484,20 +648,17 @@ async def test_a_stream_goes_over_the_wire_piece_by_piece(monkeypatch):
 
 
 async def test_a_client_that_leaves_ends_what_it_asked_for(monkeypatch):
-    slow = "a" * 1000
+    slow = "a" * 10_000
     async with served(monkeypatch, count=1) as (client, [stand_in], answers):
         monkeypatch.setattr(answers, "_read", lambda asked: (asked["prompts"], {"pause": 0.01}))
         async with aclosing(client._request_async_response_stream(slow)) as pieces:
             await anext(pieces)
             assert stand_in.open == 1
+        await until(lambda: stand_in.open == 0)
         asking = asyncio.ensure_future(client.generate_async(slow))
-        await asyncio.sleep(0.2)
+        await until(lambda: stand_in.open == 1)
         asking.cancel()
-        for _ in range(100):
-            await asyncio.sleep(0.01)
-            if not stand_in.open:
-                break
-        assert stand_in.open == 0
+        await until(lambda: stand_in.open == 0)
 
 
 @pytest.mark.parametrize(
@@ -537,6 +698,32 @@ async def test_an_error_that_nobody_foresaw_tells_nothing_of_its_cause(monkeypat
             await client.generate_async("a")
         assert type(raised.value) is errors.RegistryServeError
         assert "secret" not in str(raised.value)
+
+
+async def test_a_deployment_that_does_not_say_in_time_how_it_is_is_unavailable(monkeypatch):
+    monkeypatch.setattr(Answers, "status", lambda self, asked: asyncio.sleep(1000))
+    async with served(monkeypatch, count=1) as (client, _, _):
+        with pytest.raises(DeploymentUnavailable, match="in time"):
+            await asyncio.to_thread(client.status, 0.1)
+
+
+async def test_a_deployment_that_could_not_be_ended_can_be_asked_again(monkeypatch, caplog):
+    async with taking_turns(monkeypatch) as (made, _):
+        tried = []
+
+        def end():
+            tried.append(1)
+            if len(tried) == 1:
+                raise RuntimeError("Serve does not answer")
+
+        answers = Answers(made, None, end)
+        await answers.end({})
+        await until(lambda: "Serve does not answer" in caplog.text)
+        await answers.end({})
+        await until(lambda: len(tried) == 2)
+        await answers.end({})
+        await asyncio.sleep(0)
+        assert len(tried) == 2
 
 
 async def test_a_wrong_token_opens_nothing(monkeypatch):
@@ -618,6 +805,24 @@ def test_a_pipeline_answers_in_this_process(tmp_path):
     pipe.destroy()
     with pytest.raises(ConfigurationError, match="destroyed"):
         pipe("A boat")
+
+
+def test_who_waits_for_a_pipeline_that_is_destroyed_gets_an_error(tmp_path):
+    pipe = mii.pipeline(llama(tmp_path / "model"))
+    begun = threading.Event()
+
+    async def endless(prompt, parameters):
+        begun.set()
+        await asyncio.sleep(1000)
+        yield
+
+    pipe._generator.generate = endless
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(pipe, ["The river", "A boat"])
+        assert begun.wait(30)
+        pipe.destroy()
+        with pytest.raises(ConfigurationError, match="destroyed"):
+            waiting.result(30)
 
 
 def test_the_names_of_mii_are_where_programs_look_for_them():

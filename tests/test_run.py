@@ -178,11 +178,11 @@ def test_two_clusters_share_neither_files_nor_ports(tmp_path):
         taken.bind(("", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        assert port not in launch.free_ports([port, 0, 0], but=0)
-    free = launch.free_ports([0], but=0)
-    assert launch.free_ports(free, but=0) == free
-    assert launch.free_ports(free, but=free[0]) != free
-    assert len(set(launch.free_ports(free * 3, but=0))) == 3
+        assert port not in launch.free_ports([port, 0, 0])
+    free = launch.free_ports([0])
+    assert launch.free_ports(free) == free
+    assert launch.free_ports(free, but=free) != free
+    assert len(set(launch.free_ports(free * 3))) == 3
     one, other = (launch.fast_environment(tmp_path / name, planned(), 1) for name in made(tmp_path, "a", "b"))
     names = [name for name in one if name.startswith("RAY_SERVE_HAPROXY") and "/" in one[name]]
     assert len(names) == 6

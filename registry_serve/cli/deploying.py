@@ -118,7 +118,7 @@ def stop_deployment(names: Names, yes: Yes = False, as_json: AsJson = False) -> 
 @delete.command("deployment")
 @delete.command("deployments", hidden=True)
 def delete_deployment(names: Names, yes: Yes = False, as_json: AsJson = False) -> None:
-    """Take deployments offline, once requests in flight are answered, and forget them."""
+    """Take deployments offline, once requests in flight are answered (persistent ones: at once), and forget them."""
     _end(_delete, "delete", "deleted", names, yes=yes, as_json=as_json, persistent=statuses.names())
 
 

@@ -5,11 +5,13 @@ Fields that have no meaning on Ray are accepted, and a warning says so; ``docs/p
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
+from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -18,6 +20,8 @@ from registry_serve.errors import ConfigurationError, UnknownArgument
 TASK = "text-generation"
 _ON_THE_HUB = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _LONGEST_NAME = 120
+#: What a file's name has room for beside the end of a record's; letters other than Latin take six or nine of these.
+_LONGEST_QUOTED = 250
 _UNUSED = {
     "quantization_mode": "weights are loaded as the model has them",
     "inference_engine_config": "the engine sizes itself",
@@ -129,7 +133,17 @@ class MIIConfig(BaseModel):
 def default_name(model: str) -> str:
     """Return the name of a deployment that was given none."""
     folder = Path(model).expanduser()
-    return f"{folder.name if folder.is_absolute() or folder.is_dir() else model}-mii-deployment"
+    return f"{folder.name if folder.is_absolute() or is_folder(folder) else model}-mii-deployment"
+
+
+def quoted(name: str) -> str:
+    """Return the name of a deployment as it can be a file's."""
+    return quote(name, safe="")
+
+
+def is_folder(path: Path) -> bool:
+    """Say whether something is a folder; a name that none can have is not."""
+    return os.path.isdir(path)  # Path.is_dir raises an error for names that are too long
 
 
 def configured(
@@ -144,6 +158,20 @@ def configured(
         UnknownArgument: a keyword is in neither configuration.
         ConfigurationError: a value has no meaning, or one thing is said twice, differently.
     """
+    made = _put_together(model, model_config, mii_config, keywords)
+    if len(quoted(made.name)) > _LONGEST_QUOTED:
+        raise ConfigurationError(f"The name {made.name!r} is too long. Give a shorter deployment_name.")
+    if made.enable_restful_api and made.port_number == made.restful_api_port:
+        raise ConfigurationError(f"port_number and restful_api_port are both {made.port_number}. Give two.")
+    return made
+
+
+def _put_together(
+    model: str,
+    model_config: Mapping[str, Any] | ModelConfig | None,
+    mii_config: Mapping[str, Any] | MIIConfig | None,
+    keywords: Mapping[str, Any],
+) -> MIIConfig:
     of_server = _plain(mii_config)
     of_model = _merged(
         _plain(of_server.pop("model_conf", None) or of_server.pop("model_config", None)), _plain(model_config)
@@ -175,7 +203,7 @@ def pipeline_configured(
     for name in keywords:
         if name not in ModelConfig.model_fields:
             raise UnknownArgument(name, list(ModelConfig.model_fields))
-    return configured(model, model_config, None, keywords).model_conf
+    return _put_together(model, model_config, None, keywords).model_conf
 
 
 def _found(field: str, named: str) -> str:
@@ -185,11 +213,11 @@ def _found(field: str, named: str) -> str:
         ConfigurationError: it can be neither.
     """
     folder = Path(named).expanduser()
-    if folder.is_dir():
+    if is_folder(folder):
         if field == "model_name_or_path" and not (folder / "config.json").is_file():
             raise ConfigurationError(f"The folder {named!r} has no config.json, so it holds no model of Transformers.")
         return str(folder.absolute())
-    if folder.exists() or not _ON_THE_HUB.fullmatch(named):
+    if os.path.exists(folder) or not _ON_THE_HUB.fullmatch(named):
         raise ConfigurationError(f"{field} is {named!r}, which is neither a folder nor a name on the hub.")
     return named
 
@@ -225,4 +253,4 @@ def _say_unused(given: Mapping[str, Any]) -> None:
     for name, reason in _UNUSED.items():
         if name in given and given[name] not in (None, "auto") and name not in _said:
             _said.add(name)
-            warnings.warn(f"{name} is not used: {reason}.", UserWarning, stacklevel=4)
+            warnings.warn(f"{name} is not used: {reason}.", UserWarning, stacklevel=5)

@@ -54,7 +54,7 @@ def _remove(record: Record, tell: Tell) -> None:
             return
         there = records.find(record.name)
         if there is None or there.token == record.token:  # another may have been served under that name since
-            cluster.ask(remove, record.application, tell=tell)
+            cluster.ask(remove, record.application, tell=lambda _: tell(stopping(record.name)))
         if cluster.background is not None and not cluster.ask(look, tell=tell):
             cluster.background.end()
 
@@ -76,6 +76,11 @@ def _ended_by_its_front(record: Record) -> bool:
                 return True
             time.sleep(_POLL_S)
     return False
+
+
+def stopping(name: str) -> str:
+    """Say that a deployment is taken off."""
+    return f"Stopping {name}: requests in flight are ended"
 
 
 def lives(record: Record, tell: Tell) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from pathlib import Path
@@ -21,6 +22,8 @@ from registry_serve.persistent.options import GenerateParamsConfig, prompts_of
 from registry_serve.persistent.response import GOES_ON, Response
 from registry_serve.persistent.rest import listen as listen_rest
 from registry_serve.persistent.turns import ReplicaGone, Turns
+
+logger = logging.getLogger(__name__)
 
 _UNTIL_STOPPED_S = 1.0
 
@@ -93,8 +96,15 @@ class Answers:
     async def end(self, asked: wire.Message) -> wire.Message:
         """End the deployment, soon after the answer."""
         if self._ending is None:
-            self._ending = asyncio.ensure_future(asyncio.to_thread(self._end))
+            self._ending = asyncio.ensure_future(self._ended())
         return {}
+
+    async def _ended(self) -> None:
+        try:
+            await asyncio.to_thread(self._end)
+        except Exception:
+            logger.exception("The deployment could not be taken off. Whoever asks again has it tried again.")
+            self._ending = None
 
     def _read(self, asked: wire.Message) -> tuple[list[str], dict[str, Any]]:
         options = asked.get("options", {})

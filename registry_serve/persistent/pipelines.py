@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Mapping, Sequence
+from concurrent.futures import CancelledError
 from typing import Any
 
 from registry_serve.errors import ConfigurationError
@@ -32,6 +33,8 @@ class Pipeline:
         ).generator()
         self._loop = asyncio.new_event_loop()
         self._end = asyncio.Event()
+        self._ending = False
+        self._changing = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="pipeline", daemon=True)
         self._thread.start()
 
@@ -45,34 +48,51 @@ class Pipeline:
         Raises:
             UnknownArgument: there is no such option.
             InvalidRequest: a prompt or an option has no meaning.
-            ConfigurationError: it was destroyed.
+            ConfigurationError: it was destroyed, before or meanwhile.
         """
-        if self._loop.is_closed():
-            raise ConfigurationError("This pipeline was destroyed. Make another one.")
+        if self._ending:
+            raise _destroyed()
         parameters = GenerateParamsConfig.of(generate_kwargs).parameters(self.model_config.max_length)
-        answering = self._all_of(prompts_of(prompts), parameters)
-        return asyncio.run_coroutine_threadsafe(answering, self._loop).result()
+        texts = prompts_of(prompts)
+        with self._changing:  # what begins before the end is ended by it
+            if self._ending:
+                raise _destroyed()
+            answering = asyncio.run_coroutine_threadsafe(self._all_of(texts, parameters), self._loop)
+        try:
+            return answering.result()
+        except CancelledError:
+            raise _destroyed() from None
 
     def destroy(self) -> None:
-        """Let go of the model."""
-        if self._loop.is_closed():
-            return
-        self._loop.call_soon_threadsafe(self._end.set)
+        """Let go of the model; calls that wait for an answer fail."""
+        with self._changing:
+            if not self._ending:
+                self._ending = True
+                self._loop.call_soon_threadsafe(self._end.set)
         self._thread.join()
 
     def _run(self) -> None:
         try:
-            self._loop.run_until_complete(self._end.wait())
+            self._loop.run_until_complete(self._until_the_end())
         finally:
             self._generator.close()
             self._generator = None
-            for task in asyncio.all_tasks(self._loop):
-                task.cancel()
-            self._loop.run_until_complete(asyncio.sleep(0))
+            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
             self._loop.close()
+
+    async def _until_the_end(self) -> None:
+        await self._end.wait()
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
 
     async def _all_of(self, prompts: Sequence[str], parameters: Mapping[str, Any]) -> list[Response]:
         return await all_of([whole(self._generator.generate(each, dict(parameters))) for each in prompts])
+
+
+def _destroyed() -> ConfigurationError:
+    return ConfigurationError("This pipeline was destroyed. Make another one.")
 
 
 def pipeline(

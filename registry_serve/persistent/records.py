@@ -5,16 +5,22 @@ A file holds the token that opens the deployment: it is readable by its owner on
 
 from __future__ import annotations
 
+import errno
+import logging
 from datetime import datetime
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import unquote
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from registry_serve.deployment import deployment_name
 from registry_serve.errors import ConfigurationError, DeploymentNotFound
-from registry_serve.persistent.config import MIIConfig, default_name
+from registry_serve.persistent.config import MIIConfig, default_name, is_folder, quoted
 from registry_serve.rollout.state import state_folder, write
+
+logger = logging.getLogger(__name__)
+
+_SUFFIX = ".json"
 
 
 class Record(BaseModel):
@@ -73,7 +79,9 @@ def read(path: Path) -> Record | None:
         return Record.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         return None
-    except ValidationError:
+    except (OSError, ValidationError) as error:
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:  # so nobody can have written it
+            return None
         raise ConfigurationError(
             f"{path} cannot be read: it is damaged, of another release, or its model is gone. Remove it."
         ) from None
@@ -84,10 +92,34 @@ def find(name: str) -> Record | None:
     return read(_path(name))
 
 
+def readable(name: str) -> bool:
+    """Say whether the record of a deployment makes sense; one that is not there does."""
+    try:
+        find(name)
+    except ConfigurationError:
+        return False
+    return True
+
+
 def everything() -> list[Record]:
-    """Return all records, by name."""
-    found = map(read, sorted(state_folder("persistent").glob("*.json")))
+    """Return all records, by name. One that makes no sense is left out, and the log says so."""
+    found = []
+    for path in _paths():
+        try:
+            found.append(read(path))
+        except ConfigurationError as error:
+            logger.warning("%s", error)
     return [record for record in found if record is not None]
+
+
+def names() -> list[str]:
+    """Return the names of everything that is written down, also of what cannot be read."""
+    return [unquote(path.name.removesuffix(_SUFFIX)) for path in _paths()]
+
+
+def discard(name: str) -> None:
+    """Remove what is written down of a deployment, whatever it is."""
+    _path(name).unlink(missing_ok=True)
 
 
 def named(model_or_deployment: str) -> Record:
@@ -102,7 +134,7 @@ def named(model_or_deployment: str) -> Record:
         return found
     there = everything()
     folder = Path(model_or_deployment).expanduser()
-    model = str(folder.absolute()) if folder.is_dir() else model_or_deployment
+    model = str(folder.absolute()) if is_folder(folder) else model_or_deployment
     serving = [record for record in there if record.config.model_conf.model_name_or_path == model]
     if not serving:
         raise DeploymentNotFound(model_or_deployment, [record.name for record in there])
@@ -110,4 +142,8 @@ def named(model_or_deployment: str) -> Record:
 
 
 def _path(name: str) -> Path:
-    return state_folder("persistent") / f"{quote(name, safe='')}.json"
+    return state_folder("persistent") / f"{quoted(name)}{_SUFFIX}"
+
+
+def _paths() -> list[Path]:
+    return sorted(state_folder("persistent").glob(f"*{_SUFFIX}"))

@@ -20,6 +20,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from registry_serve.errors import ModelNotFound
+from registry_serve.launch import address_of
 from registry_serve.persistent import wire
 from registry_serve.policies import Limits
 from registry_serve.protocols.gate import Gate
@@ -57,6 +58,7 @@ def listen(answers: wire.Answers, name: str, host: str, port: int) -> Listening:
     """Answer requests from now on.
 
     Raises:
+        ConfigurationError: there is no such host.
         OSError: the port is taken.
     """
     server = Listening(application(answers, name))
@@ -96,9 +98,8 @@ class _Front:
 
 
 def _bound(host: str, port: int) -> socket.socket:
-    host = "127.0.0.1" if host == "localhost" else host  # which may be two addresses
-    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    bound = socket.socket(family, kind, protocol)
+    family, address = address_of(host, port)
+    bound = socket.socket(family)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     bound.bind(address)
     return bound

@@ -86,6 +86,7 @@ def client(model_or_deployment_name: str) -> PersistentClient:
     Raises:
         DeploymentNotFound: there is none.
         DeploymentEnded: there was one, and its cluster is gone.
+        DeploymentUnavailable: it is there, and does not answer yet.
     """
     record = records.named(model_or_deployment_name)
     found = PersistentClient(record.config)
@@ -93,9 +94,23 @@ def client(model_or_deployment_name: str) -> PersistentClient:
         found.status()
     except DeploymentUnavailable:
         if not lives(record, log):
-            records.forget(record)
-            raise DeploymentEnded(record.name, [each.name for each in records.everything()]) from None
+            _forget_if_ended(record)
+        raise DeploymentUnavailable(record.name, "is starting, or its front starts anew") from None
     return found
+
+
+def _forget_if_ended(record: Record) -> None:
+    """Forget a deployment that has ended, unless it is one that only begins.
+
+    Raises:
+        DeploymentEnded: it has.
+    """
+    with changing(log):  # who serves it has written the record before Serve has it
+        there = records.find(record.name)
+        if there is not None and (there.token != record.token or lives(there, log)):
+            return
+        records.forget(record)
+    raise DeploymentEnded(record.name, records.names()) from None
 
 
 def _require_room(config: MIIConfig, tell: Tell) -> None:
@@ -127,10 +142,20 @@ def _require_room(config: MIIConfig, tell: Tell) -> None:
 def _handed_over(config: MIIConfig, connection: ExitStack, tell: Tell) -> tuple[Record, Cluster]:
     """Write down what a deployment is, and give it to Serve."""
     cluster = connection.enter_context(connected(tell))
-    if cluster is None:
-        start(tell, _LOOPBACK, *free_ports([_PREFERRED_PORT], but=config.port_number))
+    if cluster is not None:
+        return _given(config, cluster, tell), cluster
+    ours = [config.port_number, config.restful_api_port]
+    started = start(tell, _LOOPBACK, *free_ports([_PREFERRED_PORT], but=ours))
+    try:
         cluster = connection.enter_context(connected(tell))
         assert cluster is not None
+        return _given(config, cluster, tell), cluster
+    except BaseException:
+        started.end()  # nothing else can be on it: who deploys waits
+        raise
+
+
+def _given(config: MIIConfig, cluster: Cluster, tell: Tell) -> Record:
     record = Record(
         config=config.model_copy(update={"deployment_name": config.name}),
         token=secrets.token_urlsafe(),
@@ -151,7 +176,7 @@ def _handed_over(config: MIIConfig, connection: ExitStack, tell: Tell) -> tuple[
     except BaseException:
         take_off(record, tell)
         raise
-    return record, cluster
+    return record
 
 
 def _wait_until_all_answer(client: PersistentClient) -> None:

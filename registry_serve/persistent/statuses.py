@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from registry_serve import rollout
+from registry_serve.deployment import deployment_name
 from registry_serve.errors import ConfigurationError
 from registry_serve.persistent import records
-from registry_serve.persistent.ending import reached, terminate
+from registry_serve.persistent.ending import reached, stopping, terminate
 from registry_serve.persistent.records import Record
 from registry_serve.rollout import DeploymentStatus
-from registry_serve.rollout.serving import Seen, look
+from registry_serve.rollout.clusters import connected
+from registry_serve.rollout.serving import Seen, look, remove
+from registry_serve.rollout.state import changing
 from registry_serve.rollout.telling import log
 
 Tell = Callable[[str], None]
@@ -21,18 +25,28 @@ def deployments(on_progress: Tell = log) -> list[DeploymentStatus]:
 
 
 def names() -> list[str]:
-    """Return their names."""
-    return [record.name for record in records.everything()]
+    """Return their names, also of those whose record cannot be read."""
+    return records.names()
 
 
 def delete(name: str, on_progress: Tell = log) -> None:
     """End one, as ``PersistentClient.terminate_server`` does.
 
+    Where its record cannot be read, what has its name on the connected cluster is taken for it, unless a deployment of
+    a file has that name.
+
     Raises:
         DeploymentNotFound: there is none of that name.
         ConfigurationError: this process is connected to another cluster.
     """
-    terminate(records.named(name), on_progress)
+    if records.readable(name):
+        terminate(records.named(name), on_progress)
+        return
+    application = deployment_name(name)
+    with changing(on_progress), connected(on_progress, end_unused=True) as cluster:
+        if cluster is not None and application not in rollout.names():
+            cluster.ask(remove, application, tell=lambda _: on_progress(stopping(name)))
+        records.discard(name)
 
 
 def _status(record: Record, tell: Tell) -> DeploymentStatus:

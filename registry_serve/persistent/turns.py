@@ -81,29 +81,50 @@ class _Seat:
         return {"number": self.number, "up": self.there, "requests": self.requests, **told}
 
     def lost(self, reason: object) -> None:
-        """Take note that it does not answer."""
+        """Take note that it has gone, with what it was answering."""
+        self.silent(reason)
+        self._gone.set()
+
+    def silent(self, reason: object) -> None:
+        """Take note that it does not say whether it is there; it may still answer what it was given."""
         if self.there:
             logger.warning("Replica %d does not answer: %s", self.number, reason)
         self._there.clear()
-        self._gone.set()
 
     async def keep_asking(self, found: asyncio.Event) -> None:
         """Ask it for ever whether it is there; set ``found`` when it is."""
         while True:
-            asking = asyncio.ensure_future(self._replica.status())
             try:
-                if not (await asyncio.wait({asking}, timeout=_SILENT_AFTER_S))[0]:
-                    self.lost("it is silent")
-                self._told = await asyncio.wait_for(asking, _ASK_ANEW_AFTER_S)
-            except Exception as error:  # noqa: BLE001 - whatever it is, it is no answer
-                self.lost(repr(error))
+                self._told = await self._asked()
+            except ReplicaGone as error:
+                self.lost(error)
+            except Exception as error:  # noqa: BLE001 - whatever it is, it does not say that it is there
+                self.silent(repr(error))
             else:
                 self._gone.clear()
                 self._there.set()
                 found.set()
-            finally:
-                asking.cancel()
             await asyncio.sleep(_ASK_EVERY_S)
+
+    async def _asked(self) -> Mapping[str, Any]:
+        """Ask it whether it is there.
+
+        Raises:
+            ReplicaGone: it is not, or says nothing for very long.
+        """
+        asking = asyncio.ensure_future(self._replica.status())
+        try:
+            for patience in (_SILENT_AFTER_S, _ASK_ANEW_AFTER_S):
+                if (await asyncio.wait({asking}, timeout=patience))[0]:
+                    break
+                self.silent("it is silent")
+            else:
+                raise ReplicaGone("it was silent for too long")
+            if asking.cancelled():  # by Serve, and nobody has ended this
+                raise RuntimeError("the question was cancelled")
+            return asking.result()
+        finally:
+            asking.cancel()
 
     async def chunks(self, prompt: str, parameters: Mapping[str, Any]) -> AsyncGenerator[Chunk, None]:
         """Answer a prompt.

@@ -138,6 +138,8 @@ def raised(error: grpc.RpcError, name: str) -> RegistryServeError:
         return DeploymentUnavailable(name, "is not what listens at its port: another one does, with another token")
     if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
         return DeploymentUnavailable(name, "does not answer: its front starts anew, or it was ended")
+    if code == grpc.StatusCode.DEADLINE_EXCEEDED:  # the caller's own; the deployment's comes with its error
+        return DeploymentUnavailable(name, "has not answered in time")
     if code == grpc.StatusCode.RESOURCE_EXHAUSTED:
         message = f"has more than the {_LARGEST_MESSAGE} bytes that one message may have"
         return InvalidRequest([{"location": [], "message": message}])
