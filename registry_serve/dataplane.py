@@ -23,6 +23,7 @@ from registry_serve.cache import VersionCache
 from registry_serve.contract import Contract
 from registry_serve.description import describe
 from registry_serve.errors import (
+    GenerationUnsupported,
     InvalidRequest,
     ModelProcessDied,
     PredictionTimeout,
@@ -85,6 +86,7 @@ class DataPlane:
         rate_limit: requests that are let in per second; None for any number.
         environment: what is known of a version's requirements and where it runs, ready for JSON.
         on_change: called with its key each time a version has come into another state.
+        generates: says of a version that is not loaded yet whether it may be one that generates text.
     """
 
     def __init__(
@@ -99,6 +101,7 @@ class DataPlane:
         rate_limit: float | None = None,
         environment: Callable[[VersionKey], Mapping[str, Any] | None] = lambda key: None,
         on_change: Callable[[VersionKey, VersionState], None] = lambda key, state: None,
+        generates: Callable[[ModelVersion], bool] = lambda version: True,
     ) -> None:
         self.contract = contract
         self.resolver = resolver
@@ -107,6 +110,7 @@ class DataPlane:
         self.place: Mapping[str, str] = {}
         self._load_model = load
         self._environment = environment
+        self._may_generate = generates
         rate = None if rate_limit is None else RateLimit(rate_limit)
         self._admission = Admission(limits.max_pending_requests, rate)
         self._known = KnownVersions(contract)
@@ -203,6 +207,8 @@ class DataPlane:
             reference, requests = await read()
             version = await self.resolver.resolve(reference)
             self._known.schema(version)
+            if not self._may_generate(version):
+                raise GenerationUnsupported(version.model, version.number)
             answers = [partial(self._generate, version, each) for each in requests]
             async with aclosing(side_by_side(answers)) as pieces:
                 async for place, (piece, chunk) in pieces:

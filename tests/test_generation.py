@@ -8,16 +8,20 @@ from contextlib import aclosing, contextmanager
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from registry_serve.generation import EngineFailed, RequestTooLarge, Settings
+from registry_serve.errors import InvalidRequest
+from registry_serve.generation import EngineFailed, RequestTooLarge, Settings, Tokens
 from registry_serve.generation.batches import TextGeneration
 from registry_serve.generation.continuous import ContinuousEngine
 from registry_serve.generation.generator import generator_of
 from registry_serve.generation.language import Language
+from registry_serve.generation.pieces import TokensAsText
 from registry_serve.generation.precision import Precision
 from registry_serve.generation.pretrained import Source
 from registry_serve.generation.static import StaticEngine
+from registry_serve.generation.together import within
 from tests import language_models
 from tests.language_models import one_thread  # noqa: F401
 
@@ -56,7 +60,7 @@ def continuous(language, model, cache_tokens=CACHE_TOKENS):
 @contextmanager
 def static(language, model):
     pad = language.tokenizer.pad_token_id
-    engine = StaticEngine(model, FP32, pad, language.ends(model), encodes=language.encodes)
+    engine = StaticEngine(model, FP32, pad, language.ends(model), encodes=language.encodes, context=language.context)
     try:
         yield engine
     finally:
@@ -212,6 +216,8 @@ async def test_closing_an_answer_early_frees_what_it_holds(llama):
         assert manager.output_router.result_handlers == {}
         assert engine.status()["answering"] == 0
         assert (await answer(engine, PROMPTS[1], Settings(20)))[0] == expected(model, PROMPTS[1], 20)
+        await asyncio.sleep(0.3)
+        assert manager.output_router.output_queue.empty()
 
 
 async def test_after_a_fatal_error_all_are_told_and_the_next_is_answered(llama, monkeypatch):
@@ -319,7 +325,13 @@ async def test_log_probabilities_are_those_of_the_model(llama):
     settings, told = Settings(8, logprobs=2, ignore_eos=True), []
     with static(language, model) as engine:
         found = await asyncio.gather(*(_all(engine.submit(each, settings)) for each in PROMPTS[:3]))
-    for prompt, (tokens,) in zip(PROMPTS, found, strict=False):
+    for prompt, pieces in zip(PROMPTS, found, strict=False):
+        tokens = Tokens(
+            tuple(each.ids[0] for each in pieces),
+            pieces[-1].finish_reason,
+            tuple(each.logprobs[0] for each in pieces),
+            tuple(each.likeliest[0] for each in pieces),
+        )
         with torch.inference_mode():
             logits = model(torch.tensor([[*prompt, *tokens.ids]])).logits[0, len(prompt) - 1 : -1]
         logprobs = torch.log_softmax(logits, -1)
@@ -419,3 +431,106 @@ async def test_beams_of_one_search_are_all_returned(llama):
     whole = [language.tokenizer.decode(row, skip_special_tokens=True) for row in rows]
     assert len(texts) == 2
     assert all(each.endswith(text) for each, text in zip(whole, texts, strict=True))
+
+
+async def test_rows_that_would_leave_the_context_together_are_computed_apart(languages):
+    language, model = languages["gpt2"]  # whose positions end with its context
+    with static(language, model) as engine:
+        asked = (PROMPTS[5] * 10, Settings(4, ignore_eos=True)), (PROMPTS[1], Settings(62, ignore_eos=True))
+        together = await asyncio.gather(*(answer(engine, *each) for each in asked))
+        assert together == [await answer(engine, *each) for each in asked]
+    assert [len(ids) for ids, _ in together] == [4, 62]
+
+
+async def test_an_encoder_decoder_ends_with_its_context_too(languages):
+    language, model = languages["t5"]
+    with generating(language, model) as generator:
+        asked = {"max_new_tokens": 10**9, "ignore_eos": True, "do_sample": False}
+        chunks = [chunk async for chunk in generator.generate("The river", asked)]
+    assert (chunks[-1].generated_tokens, chunks[-1].finish_reason) == (language.context, "length")
+
+
+@pytest.mark.parametrize("engine", ["auto", "static"])
+async def test_next_to_no_temperature_is_none(llama, engine):
+    language, model = llama
+    with generating(language, model, engine) as generator:
+        cold = await generator.answer(["The river"], {"temperature": 1e-38, "seed": 1, "max_new_tokens": 8})
+        assert cold == await generator.answer(["The river"], {"do_sample": False, "max_new_tokens": 8})
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"repetition_penalty": 1e-38},
+        {"length_penalty": 1e308, "num_beams": 2},
+        {"logprobs": 1, "num_beams": 2},
+        {"num_return_sequences": 64},
+    ],
+)
+async def test_what_would_only_fail_is_refused(llama, parameters):
+    language, model = llama
+    with generating(language, model) as generator, pytest.raises(InvalidRequest):
+        await generator.answer(["The river"] * 17, parameters)
+
+
+async def test_a_seed_repeats_an_answer_beside_others_that_are_drawn(llama):
+    language, model = llama
+    seeded = {"seed": 5, "temperature": 1.5, "max_new_tokens": 16, "ignore_eos": True}
+    with generating(language, model) as generator:
+        (alone,) = await generator.answer(["The river"], seeded)
+        others = [generator.answer(["night"], {"temperature": 1.5, "max_new_tokens": 40}) for _ in range(4)]
+        drawn = await asyncio.gather(*others, *(generator.answer(["The river"], seeded) for _ in range(4)))
+    assert [text for (text,) in drawn[4:]] == [alone] * 4
+
+
+def byte_fallback():
+    """A tokenizer that writes what it does not know as bytes, as Llama 2 and Mistral do."""
+    vocabulary = {"<unk>": 0} | {f"<0x{byte:02X}>": 1 + byte for byte in range(256)}
+    vocabulary |= {character: len(vocabulary) + place for place, character in enumerate("▁abcdefghijklmnopqrstuvwxyz")}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], byte_fallback=True, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
+
+
+@pytest.mark.parametrize("prompt", ["", "hi", "hi 世界你好", "世界"])
+@pytest.mark.parametrize("text", ["你好世界你好x", "日本語日本語 and ภาษาไทย 🙂🙂 done", "héllo"])
+def test_characters_of_several_bytes_survive_token_by_token(prompt, text):
+    tokenizer = byte_fallback()
+    before = tokenizer(prompt)["input_ids"] if prompt else []
+    written = TokensAsText(tokenizer, before)
+    pieces = [written.add([token]) for token in tokenizer(prompt + text)["input_ids"][len(before) :]]
+    assert "".join(pieces) + written.rest() == text
+
+
+async def test_a_cancellation_is_never_lost_whenever_it_comes():
+    async def step():
+        await asyncio.sleep(0)
+
+    async def work():
+        while True:
+            await within(5, step())
+
+    for ticks in range(24):
+        working = asyncio.ensure_future(work())
+        for _ in range(20 + ticks):
+            await asyncio.sleep(0)
+        working.cancel()
+        await asyncio.wait({working}, timeout=1)
+        assert working.cancelled()
+
+
+async def test_what_takes_too_long_is_ended():
+    ended = asyncio.Event()
+
+    async def work():
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.set()
+
+    with pytest.raises(TimeoutError):
+        await within(0.01, work())
+    assert ended.is_set()

@@ -1,6 +1,7 @@
 """Registered language models by an engine of their own: MLflow's transformers flavour, by version."""
 
 import asyncio
+import copy
 import json
 from functools import cache, partial
 
@@ -8,12 +9,14 @@ import httpx
 import mlflow
 import openai
 import pytest
+import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 from registry_serve.errors import ConfigurationError, GenerationUnsupported, InvalidRequest
 from registry_serve.models.attempts import Attempts
 from registry_serve.models.held import load_held
 from registry_serve.models.isolated import load_isolated
+from registry_serve.models.language import obstacle
 from registry_serve.models.loading import Loader
 from registry_serve.policies import LoadPolicy, RegistryAddress
 from registry_serve.protocols.native import native_app
@@ -156,6 +159,40 @@ async def test_without_an_engine_a_version_is_called_as_all_other_models(writer,
         assert text.startswith("The river")
         with pytest.raises(GenerationUnsupported):
             await made.predict("2", b"", texts("night"))
+
+
+async def test_a_version_that_generates_nothing_is_refused_before_it_is_loaded(writer, plane, load):
+    async with plane("writer", load=load) as made:
+        made._may_generate = lambda version: version.card.generates  # as a deployment says it
+        loads = made.cache.loads
+
+        async def read():
+            return "3", [Request(["night"], {}, 1, texts=True)]
+
+        with pytest.raises(GenerationUnsupported):
+            await anext(made.generate_each(read))
+        assert made.cache.loads == loads
+
+
+def test_what_an_engine_would_answer_otherwise_is_left_to_mlflow(writer, shelf, tmp_path):
+    registry = Registry(RegistryAddress(shelf.uri))
+    version = registry.version("writer", "1")
+    files = registry.download(version)
+    document = yaml.safe_load((files.directory / "MLmodel").read_text())
+    files.release()
+    changes = {
+        "adapter": lambda told: told["flavors"]["transformers"].update(peft_adaptor="LoraModel"),
+        "prompt template": lambda told: told.update(metadata={"prompt_template": "Answer: {prompt}"}),
+        "not in the registry": lambda told: told["flavors"]["transformers"].pop("model_binary"),
+        "pad_token_id": lambda told: told["flavors"]["python_function"].update(config={"pad_token_id": 0}),
+    }
+    for word, change in changes.items():
+        changed = copy.deepcopy(document)
+        change(changed)
+        (tmp_path / "MLmodel").write_text(yaml.safe_dump(changed))
+        assert word in obstacle(version, tmp_path)
+    (tmp_path / "MLmodel").write_text(yaml.safe_dump(document))
+    assert obstacle(version, tmp_path) is None
 
 
 async def test_a_param_that_generation_does_not_know_is_named(writer, plane, load):

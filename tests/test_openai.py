@@ -241,7 +241,7 @@ class Failing:
     def predict(self, model_requests):
         return ["" for _ in model_requests]
 
-    def generator(self):
+    def start_engine(self):
         return self
 
     async def generate(self, given, parameters):

@@ -83,7 +83,7 @@ def test_where_it_is_not_installed_the_handler_says_so(tmp_path, monkeypatch):
         task="text-generation", model_name_or_path=language_models.llama(tmp_path), model_dtype="fp32", engine="vllm"
     )
     with pytest.raises(HandlerInvalid, match="pip install vllm"):
-        model.generator()
+        model.start_engine()
 
 
 def test_a_model_with_an_encoder_is_refused(tmp_path, vllm):
@@ -91,14 +91,14 @@ def test_a_model_with_an_encoder_is_refused(tmp_path, vllm):
         task="text-generation", model_name_or_path=language_models.t5(tmp_path), model_dtype="fp32", engine="vllm"
     )
     with pytest.raises(HandlerInvalid, match="has an encoder"):
-        model.generator()
+        model.start_engine()
 
 
 async def test_a_handler_answers_in_text_by_it(tmp_path, vllm):
     model = HuggingFaceHandler(
         task="text-generation", model_name_or_path=language_models.llama(tmp_path), model_dtype="fp32", engine="vllm"
     )
-    generator = model.generator()
+    generator = model.start_engine()
     tokenizer = generator.language.tokenizer
     ids = tokenizer(" boat came")["input_ids"]
     (one,) = generator._engines

@@ -183,6 +183,7 @@ class RegisteredModel:
             rate_limit=self.replica.rate_limit,
             environment=loader.describe,
             on_change=on_change,
+            generates=lambda version: self.loading.engine is not None and version.card.generates,
         )
 
     def web(self, plane: DataPlane) -> ASGIApp:

@@ -16,10 +16,13 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import gc
 import logging
+import queue
 import secrets
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -30,7 +33,7 @@ from transformers.generation.configuration_utils import ContinuousBatchingConfig
 from registry_serve.generation import EngineFailed, EngineLost, RequestTooLarge, Settings, Tokens
 from registry_serve.generation.attention import EACH_ALONE, SIDE_BY_SIDE, can_attend_alone
 from registry_serve.generation.drawing import drawing, processors
-from registry_serve.generation.memory import cache_tokens_for
+from registry_serve.generation.memory import cache_tokens_for, is_beyond_repair
 
 _PAGE_TOKENS = 32
 #: Prompts are read in steps of so many tokens, between which others' answers go on.
@@ -80,6 +83,7 @@ class ContinuousEngine:
         self._watching: asyncio.Task[None] | None = None
         self._lost = False
         self._rebuilt = 0
+        self._rebuilding: asyncio.Task[None] | None = None
         self._manager = self._started()
 
     def takes(self, settings: Settings) -> bool:
@@ -149,6 +153,7 @@ class ContinuousEngine:
             if not finished:
                 manager.cancel_request(name)
             manager.output_router.result_handlers.pop(name, None)
+            _forget_unread(manager)
 
     def close(self) -> None:
         """End the manager's thread, and free its cache."""
@@ -160,7 +165,7 @@ class ContinuousEngine:
     def lose(self) -> None:
         """Fail all requests, and take no more: a part of the model has gone. Called on the event loop."""
         self._lost = True
-        self._fail(EngineLost("a process of the model has ended"))
+        self._fail(lambda: EngineLost("a process of the model has ended"))
 
     def _started(self) -> Any:
         base: Any = GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=0)  # type: ignore[no-untyped-call]
@@ -195,11 +200,28 @@ class ContinuousEngine:
         if not self._alone:
             self.lose()
             raise EngineLost("the engine has failed, and its other processes with it")
-        logger.error("The generation engine has failed; another one is started.")
-        self._rebuilt += 1
-        self._manager = self._started()  # an await before it would let several callers start one each
-        await asyncio.to_thread(self._end, manager)
+        if self._rebuilding is None or self._rebuilding.done():
+            self._rebuilding = asyncio.get_running_loop().create_task(self._rebuild(manager))
+        await asyncio.shield(self._rebuilding)
         return self._manager
+
+    async def _rebuild(self, failed: Any) -> None:
+        """Start another manager in the place of one that has failed, once its cache is free.
+
+        Raises:
+            EngineLost: there cannot be another one.
+        """
+        error = failed.background_thread_status.fatal_error
+        if error is not None and is_beyond_repair(error):
+            self.lose()
+            raise EngineLost("the GPU has failed")
+        logger.error("The generation engine has failed; another one is started.", exc_info=error)
+        self._rebuilt += 1
+        await asyncio.to_thread(self._end, failed)
+        if error is not None:
+            error.__traceback__ = None  # it leads to what the thread held
+        await asyncio.to_thread(gc.collect)
+        self._manager = self._started()
 
     def _watch(self) -> None:
         if self._watching is None or self._watching.done():
@@ -209,14 +231,16 @@ class ContinuousEngine:
         """Tell those who wait when their manager has ended without telling them."""
         while self._waiting:
             await asyncio.sleep(_WATCHED_EACH_S)
+            _forget_unread(self._manager)
             for manager in {id(each): each for each, _ in self._waiting.values() if not _healthy(each)}.values():
                 self._lost = self._lost or not self._alone
-                self._fail((EngineFailed if self._alone else EngineLost)("the engine has failed"), manager)
+                kind = EngineFailed if self._alone else EngineLost
+                self._fail(partial(kind, "the engine has failed"), manager)
 
-    def _fail(self, error: Exception, manager: Any = None) -> None:
+    def _fail(self, error: Callable[[], Exception], manager: Any = None) -> None:
         for own, outputs in self._waiting.values():
             if manager is None or own is manager:
-                outputs.put_nowait(error)
+                outputs.put_nowait(error())
 
 
 def twin(model: Any) -> Any:
@@ -236,6 +260,13 @@ def _settings(device: str, pages: int) -> Any:
         cpu_group_timeout=30.0,
         seed=secrets.randbits(31),  # torch starts every process with the same one
     )
+
+
+def _forget_unread(manager: Any) -> None:
+    """Drop what still comes of requests that were cancelled: nobody reads it, and it would stay."""
+    with suppress(queue.Empty):
+        while True:
+            manager.output_router.output_queue.get_nowait()
 
 
 def _healthy(manager: Any) -> bool:

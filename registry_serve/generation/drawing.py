@@ -58,6 +58,7 @@ class _ByChance(transformed.ContinuousBatchingLogitsProcessor):
     def __init__(self) -> None:
         self.supported_kwargs = {"by_chance": bool}
         self.ignored_kwargs = ()
+        self._chances: torch.Generator | None = None
 
     def fill_defaults(self, int32_tensor: torch.Tensor) -> None:
         int32_tensor.zero_()
@@ -72,7 +73,14 @@ class _ByChance(transformed.ContinuousBatchingLogitsProcessor):
         if scores.device.type != "cpu":
             return torch.where(drawn.unsqueeze(-1), scores + _noise(scores), scores)
         rows = drawn.nonzero().flatten()
-        return scores.index_add(0, rows, _noise(scores[rows])) if len(rows) else scores
+        return scores.index_add(0, rows, _noise(scores[rows], self._own())) if len(rows) else scores
+
+    def _own(self) -> torch.Generator:
+        # What others draw with a seed, in another thread, must not depend on what is drawn here. Before its first step
+        # the manager gives torch the same seed in all processes of a model.
+        if self._chances is None:
+            self._chances = torch.Generator().manual_seed(torch.initial_seed())
+        return self._chances
 
 
 def processors(vocabulary: int) -> Any:
@@ -104,5 +112,5 @@ def drawing(settings: Settings, vocabulary: int) -> dict[str, Any]:
     }
 
 
-def _noise(scores: torch.Tensor) -> torch.Tensor:
-    return -torch.empty_like(scores).exponential_().log()
+def _noise(scores: torch.Tensor, chances: torch.Generator | None = None) -> torch.Tensor:
+    return -torch.empty_like(scores).exponential_(generator=chances).log()

@@ -15,7 +15,7 @@ from registry_serve.generation import Chunk, Engine, Settings, Tokens, TokenText
 from registry_serve.generation.batches import TextGeneration
 from registry_serve.generation.continuous import ContinuousEngine
 from registry_serve.generation.language import Language
-from registry_serve.generation.parameters import AS_MANY_AS_FIT, GenerationParameters
+from registry_serve.generation.parameters import AS_MANY_AS_FIT, MOST_ANSWERS, GenerationParameters
 from registry_serve.generation.pieces import UntilStop
 from registry_serve.generation.prompts import Prompt
 from registry_serve.generation.static import StaticEngine
@@ -55,6 +55,9 @@ class Generator:
             EngineFailed: the engine failed.
         """
         asked = GenerationParameters.of(parameters)
+        if len(inputs) * asked.num_return_sequences > MOST_ANSWERS:
+            message = f"asks for more than {MOST_ANSWERS} answers, over all inputs; send several requests"
+            raise InvalidRequest([{"location": ["parameters", "num_return_sequences"], "message": message}])
         prompts = await self._prompts(inputs)
         if asked.num_beams > 1 and asked.num_return_sequences > 1:
             return await self._beams(inputs, parameters)
@@ -196,7 +199,7 @@ def generator_of(language: Language, model: Any, engine: str = "auto", cache_tok
         else:
             tell_of_penalty(language, model)
     pad = language.tokenizer.pad_token_id
-    engines.append(StaticEngine(model, precision, pad, eos, encodes=language.encodes))
+    engines.append(StaticEngine(model, precision, pad, eos, encodes=language.encodes, context=language.context))
     return Generator(language, engines, model.generation_config.top_k)
 
 

@@ -12,6 +12,9 @@ from registry_serve.generation.pieces import TokensAsText
 from registry_serve.generation.pretrained import Source, limits
 from registry_serve.generation.prompts import Prompt, Prompts
 
+#: Tokens of an answer by a model that does not say how many it can have.
+_LONGEST_IF_UNKNOWN = 16_384
+
 
 class Language:
     """The tokenizer of a model, its context, and how its answers begin.
@@ -72,9 +75,10 @@ class Language:
 
     def _new_tokens(self, prompt: Prompt, asked: GenerationParameters) -> int:
         if self.encodes or self.context is None:
-            # Nothing limits what fits: the answer is as long as one that says nothing about it.
-            unlimited = asked.max_new_tokens == AS_MANY_AS_FIT
-            return GenerationParameters().max_new_tokens if unlimited else asked.max_new_tokens
+            if asked.max_new_tokens == AS_MANY_AS_FIT:
+                # Nothing says what fits: the answer is as long as one that says nothing about it.
+                return GenerationParameters().max_new_tokens
+            return min(asked.max_new_tokens, self.context or _LONGEST_IF_UNKNOWN)
         return min(asked.max_new_tokens, self.context - len(prompt.ids))
 
     def beginning(self, prompt: Prompt, asked: GenerationParameters) -> str:

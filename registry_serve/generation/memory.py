@@ -40,3 +40,8 @@ def bytes_per_token(model: Any) -> int:
     if (model.tp_size or 1) > 1 and divides_keys(model.tp_plan):
         heads //= model.tp_size
     return int(2 * config.num_hidden_layers * heads * size * model.dtype.itemsize)
+
+
+def is_beyond_repair(error: BaseException) -> bool:
+    """Say whether a GPU has failed so that nothing in this process can be computed on it any more."""
+    return isinstance(error, torch.AcceleratorError)

@@ -19,6 +19,12 @@ _PLACE = "parameters"
 _UNUSED = {"temperature": 1.0, "top_p": 1.0, "top_k": 50, "min_p": None, "typical_p": 1.0}
 
 
+#: Answers that one request may ask for, over all of its inputs.
+MOST_ANSWERS = 1024
+#: Below it, what is not the likeliest token is never drawn, and numbers overflow.
+_COLDEST = 1e-3
+
+
 def _several(value: Any) -> Any:
     return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
 
@@ -52,10 +58,10 @@ class GenerationParameters(BaseModel):
     top_k: int | None = Field(None, ge=0)
     min_p: float | None = Field(None, ge=0, le=1)
     typical_p: float | None = Field(None, gt=0, le=1)
-    repetition_penalty: float | None = Field(None, gt=0, allow_inf_nan=False)
+    repetition_penalty: float | None = Field(None, ge=0.01, le=100, allow_inf_nan=False)
     no_repeat_ngram_size: int | None = Field(None, ge=0)
     num_beams: int = Field(1, ge=1, le=64)
-    length_penalty: float | None = Field(None, allow_inf_nan=False)
+    length_penalty: float | None = Field(None, ge=-100, le=100, allow_inf_nan=False)
     early_stopping: bool | None = None
     num_return_sequences: int = Field(1, ge=1, le=64, validation_alias=AliasChoices("num_return_sequences", "n"))
     use_cache: bool = True
@@ -88,10 +94,16 @@ class GenerationParameters(BaseModel):
             raise PydanticCustomError("n", "ask for several texts (n) without sampling, or as many num_beams")
         return self
 
+    @model_validator(mode="after")
+    def _beams_tell_no_probabilities(self) -> GenerationParameters:
+        if self.logprobs is not None and self.num_beams > 1:
+            raise PydanticCustomError("logprobs", "log probabilities are not told of beams")
+        return self
+
     @property
     def samples(self) -> bool:
         """Whether tokens are drawn by chance."""
-        return self.do_sample and self.temperature > 0
+        return self.do_sample and self.temperature >= _COLDEST
 
     def settings(self) -> dict[str, Any]:
         """Return what ``generate`` is configured with, but for the number of new tokens."""

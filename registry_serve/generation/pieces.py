@@ -12,13 +12,15 @@ from transformers.generation.streamers import BaseStreamer
 
 #: How many tokens before a new one may change how it is written.
 _NEIGHBOURS = 8
+_MOST_NEIGHBOURS = 32
 #: Stands for bytes that are no character, or not yet one.
 _UNFINISHED = "\ufffd"
 
 
 class TokensAsText:
     """Writes tokens as text. They are always decoded with some of those before them: some tokenizers drop a space at
-    the beginning, and a character may have several tokens.
+    the beginning. What is decoded begins where a character does, since some write bytes that begin inside of one, and
+    all that follow them, as no characters at all.
 
     Args:
         tokenizer: of the model.
@@ -29,6 +31,10 @@ class TokensAsText:
         self._tokenizer = tokenizer
         self._tokens = list(before[-_NEIGHBOURS:])
         self._written = self._decode()
+        while self._written.startswith(_UNFINISHED) and len(self._tokens) < min(len(before), _MOST_NEIGHBOURS):
+            self._tokens = list(before[-len(self._tokens) - 1 :])
+            self._written = self._decode()
+        self._finished = len(self._tokens)
 
     def add(self, tokens: Sequence[int]) -> str:
         """Return what further tokens add, as far as it is finished."""
@@ -37,8 +43,11 @@ class TokensAsText:
         if text.endswith(_UNFINISHED):
             return ""
         added = text[len(self._written) :]
-        self._tokens = self._tokens[-_NEIGHBOURS:]
-        self._written = self._decode()
+        if added:
+            # The last tokens that were written together are enough to know how the next begin.
+            self._tokens = self._tokens[self._finished :]
+            self._written = self._decode()
+            self._finished = len(self._tokens)
         return added
 
     def rest(self) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, contextmanager
@@ -12,6 +11,7 @@ from pydantic_core import to_json
 
 from registry_serve.errors import PredictionFailed, RegistryServeError, TooManyTokens, VersionOverloaded
 from registry_serve.generation import Chunk, EngineLost, RequestTooLarge
+from registry_serve.generation.together import within
 from registry_serve.models import GeneratingModel, ModelLost
 from registry_serve.registry import ModelVersion
 from registry_serve.signature import AnswerInvalid, Request, Schema
@@ -34,6 +34,7 @@ class Generation:
         self._schema = schema
         self._most = most
         self._under_way = 0
+        self._waited_for = 0
         self._progressed_at = 0.0
 
     async def answer(self, request: Request, timeout_s: float | None) -> bytes:
@@ -49,11 +50,8 @@ class Generation:
         """
         with self._at_work(), self._telling():
             data = self._data(request)
-            answering = self.model.answer(data, request.params, self._progressed)
-            try:
-                answered = await asyncio.wait_for(answering, timeout_s)
-            except asyncio.TimeoutError:  # before Python 3.11 another class than the built-in one
-                raise TimeoutError from None
+            with self._waiting():
+                answered = await within(timeout_s, self.model.answer(data, request.params, self._progressed))
             return to_json(self._schema.answer(answered, request.count))
 
     async def pieces(self, request: Request, timeout_s: float | None) -> AsyncGenerator[tuple[bytes, Chunk], None]:
@@ -70,19 +68,16 @@ class Generation:
             chunks = self.model.generate(self._data(request), request.params)
             async with aclosing(chunks):
                 while True:
-                    try:
-                        chunk = await asyncio.wait_for(anext(chunks), timeout_s)
-                    except StopAsyncIteration:
+                    with self._waiting():
+                        chunk = await within(timeout_s, _next(chunks))
+                    if chunk is None:
                         return
-                    except asyncio.TimeoutError:
-                        raise TimeoutError from None
-                    self._progressed()
                     yield to_json(chunk.text), chunk
 
     @property
     def busy_s(self) -> float:
-        """For how many seconds the engine has not come on, although there are requests."""
-        return time.monotonic() - self._progressed_at if self._under_way else 0.0
+        """For how many seconds the engine has not come on, although somebody waits for it."""
+        return time.monotonic() - self._progressed_at if self._waited_for else 0.0
 
     def describe(self) -> dict[str, Any]:
         """Return what ``/model`` tells of it."""
@@ -98,14 +93,24 @@ class Generation:
     def _at_work(self) -> Iterator[None]:
         if self._under_way >= self._most:
             raise VersionOverloaded(self._most)
-        if not self._under_way:
-            self._progressed()
         self._under_way += 1
         self.requests += 1
         try:
             yield
         finally:
             self._under_way -= 1
+
+    @contextmanager
+    def _waiting(self) -> Iterator[None]:
+        """Count somebody who waits for the engine, as opposed to an engine that waits for a slow reader."""
+        if not self._waited_for:
+            self._progressed()
+        self._waited_for += 1
+        try:
+            yield
+        finally:
+            self._waited_for -= 1
+            self._progressed()
 
     @contextmanager
     def _telling(self) -> Iterator[None]:
@@ -123,3 +128,8 @@ class Generation:
             raise
         except Exception as error:
             raise PredictionFailed(name, number, "raised an error") from error
+
+
+async def _next(chunks: AsyncGenerator[Chunk, None]) -> Chunk | None:
+    # An exception that ends iterations cannot be raised in a task.
+    return await anext(chunks, None)

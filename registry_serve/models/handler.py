@@ -93,8 +93,13 @@ def load_handler(spec: HandlerSpec, *, takes_body: bool) -> HandlerModel:
         DownloadFailed: what it needs cannot be downloaded.
     """
     handler = build(spec)
-    generator = handler.generator() if hasattr(handler, "generator") else None
+    generator = _start_engine(handler)
     if generator is not None:
         return GeneratingHandlerModel(handler, generator)
     kind = StreamingHandlerModel if streams(type(handler)) else HandlerModel
     return kind(handler, takes_body=takes_body)
+
+
+def _start_engine(handler: Any) -> Any:
+    """Return what generates for a handler, None where it has nothing of that kind."""
+    return handler.start_engine() if callable(getattr(type(handler), "start_engine", None)) else None

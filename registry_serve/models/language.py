@@ -17,6 +17,7 @@ import yaml
 
 from registry_serve.errors import LoadFailed
 from registry_serve.generation import Chunk
+from registry_serve.generation.parameters import GenerationParameters
 from registry_serve.registry import ModelVersion
 from registry_serve.signature import plain
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 #: Files of the flavour below a version's directory.
 _WEIGHTS, _TOKENIZER = "model", "components/tokenizer"
+#: Params that are understood: ``GenerationParameters``, and MLflow's own.
+_NAMES = {*GenerationParameters.model_fields, "n", "stop_strings", "include_prompt", "collapse_whitespace"}
 _SPACE = re.compile(r"\s+")
 
 
@@ -80,20 +83,38 @@ class LanguageModel:
         return asked
 
 
+def obstacle(version: ModelVersion, directory: Path) -> str | None:
+    """Say why a version that ``generates`` is left to MLflow after all: an engine would answer otherwise.
+
+    Args:
+        version: whose artifacts they are.
+        directory: holds the ``MLmodel`` file.
+    """
+    document = yaml.safe_load((directory / "MLmodel").read_bytes())
+    flavour = document["flavors"]["transformers"]
+    if flavour.get("peft_adaptor") is not None:
+        return "it has an adapter"
+    if (document.get("metadata") or {}).get("prompt_template"):
+        return "it has a prompt template"
+    if flavour.get("model_binary") is None:
+        return "its weights are not in the registry"
+    unknown = sorted(_defaults(version, document).keys() - _NAMES)
+    return f"it has params that engines do not know: {', '.join(unknown)}" if unknown else None
+
+
 def load_language_model(version: ModelVersion, directory: Path, engine: str) -> LanguageModel:
     """Load a version whose card says that it ``generates``. Blocks; call it from a worker thread.
 
     Args:
-        version: whose artifacts they are.
+        version: whose artifacts they are; there is no ``obstacle``.
         directory: holds the ``MLmodel`` file.
         engine: ``auto``, ``continuous`` or ``static``.
 
     Raises:
         LoadFailed: anything that goes wrong in Transformers, or what it needs is not installed.
     """
-    flavour: Mapping[str, Any] = yaml.safe_load((directory / "MLmodel").read_bytes())["flavors"]["transformers"]
-    here = flavour.get("model_binary") is not None
-    weights = str(directory / _WEIGHTS) if here else flavour["source_model_name"]
+    document = yaml.safe_load((directory / "MLmodel").read_bytes())
+    flavour: Mapping[str, Any] = document["flavors"]["transformers"]
     tokenizer = directory / _TOKENIZER
     try:
         from registry_serve.generation.generator import generator_of
@@ -102,16 +123,24 @@ def load_language_model(version: ModelVersion, directory: Path, engine: str) -> 
         from registry_serve.generation.pretrained import Source
 
         precision = Precision.of(flavour.get("torch_dtype") or "fp32", None)
-        language = Language(Source(weights, precision, False, str(tokenizer) if tokenizer.is_dir() else None))
+        language = Language(
+            Source(str(directory / _WEIGHTS), precision, False, str(tokenizer) if tokenizer.is_dir() else None)
+        )
         generator = generator_of(language, language.weights(), engine)
     except ImportError as error:
         happened = f"the Python module {error.name!r} is not installed on the server"
         raise LoadFailed(version.model, version.number, happened) from error
     except Exception as error:
         raise LoadFailed(version.model, version.number, f"loading raised {type(error).__name__}") from error
+    return LanguageModel(generator, _defaults(version, document))
+
+
+def _defaults(version: ModelVersion, document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what requests ask for that say nothing: what the model was logged with, then its signature's defaults."""
+    configured = document["flavors"]["python_function"].get("config") or {}
     signature = version.card.signature
     specs = signature.params.params if signature is not None and signature.params is not None else []
-    return LanguageModel(generator, {spec.name: plain(spec.default) for spec in specs})
+    return {**configured, **{spec.name: plain(spec.default) for spec in specs}}
 
 
 def _inputs(data: Any) -> list[Any]:

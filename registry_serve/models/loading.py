@@ -14,7 +14,7 @@ from registry_serve.errors import CodeConflict, EnvironmentConflict, LoadFailed
 from registry_serve.models import LoadedModel
 from registry_serve.models.attempts import Attempts
 from registry_serve.models.environment import Difference, Environment, compared
-from registry_serve.models.language import load_language_model
+from registry_serve.models.language import load_language_model, obstacle
 from registry_serve.models.pyfunc import load_pyfunc
 from registry_serve.policies import LoadPolicy
 from registry_serve.registry import ModelVersion, VersionKey
@@ -94,7 +94,10 @@ class Loader:
 
     def _load_here(self, version: ModelVersion, directory: Path) -> LoadedModel:
         if self._policy.engine is not None and version.card.generates:
-            return load_language_model(version, directory, self._policy.engine)
+            reason = obstacle(version, directory)
+            if reason is None:
+                return load_language_model(version, directory, self._policy.engine)
+            logger.warning("Version %s of %s is called as a pyfunc: %s.", version.number, version.model, reason)
         return load_pyfunc(version, directory)
 
     def _load_suspect(self, version: ModelVersion, directory: Path, known: _Known) -> LoadedModel:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from typing import TypeVar
+
+from registry_serve.generation.together import within
 
 T = TypeVar("T")
 
@@ -64,10 +66,7 @@ class Stream:
             TimeoutError: one takes too long.
         """
         while True:
-            try:
-                piece = await asyncio.wait_for(self._pieces.get(), self._timeout_s)
-            except asyncio.TimeoutError:  # before Python 3.11 another class than the built-in one
-                raise TimeoutError from None
+            piece = await within(self._timeout_s, self._pieces.get())
             if piece is None:
                 return
             self._room.release()
@@ -101,8 +100,7 @@ async def gathered(source: AsyncIterator[T]) -> AsyncGenerator[list[T], None]:
         await reading
     finally:
         reading.cancel()
-        with suppress(BaseException):
-            await reading
+        await asyncio.gather(reading, return_exceptions=True)
 
 
 async def side_by_side(

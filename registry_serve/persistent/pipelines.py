@@ -30,7 +30,7 @@ class Pipeline:
             task=model_config.task,
             model_name_or_path=model_config.model_name_or_path,
             tokenizer_name_or_path=model_config.tokenizer,
-        ).generator()
+        ).start_engine()
         self._loop = asyncio.new_event_loop()
         self._end = asyncio.Event()
         self._ending = False

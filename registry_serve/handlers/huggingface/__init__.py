@@ -110,7 +110,7 @@ class HuggingFaceHandler(ModelHandlerInterface):
         self._model = TextGeneration(language, weights)
         self._generator = partial(generator_of, language, weights, engine, cache_tokens)
 
-    def generator(self) -> Generator | None:
+    def start_engine(self) -> Generator | None:
         """Start the engine that a server generates with; None where the task is no generation.
 
         Afterwards ``predict`` must not be called any more.
@@ -143,6 +143,6 @@ class HuggingFaceHandler(ModelHandlerInterface):
     def _whole(self) -> TextGeneration | FeatureExtraction:
         if self._model is None:
             raise HandlerInvalid(
-                NAME, "its model belongs to an engine (tensor_parallel, vllm), and answers through generator() only"
+                NAME, "its model belongs to an engine (tensor_parallel, vllm), and answers through its engine only"
             )
         return self._model

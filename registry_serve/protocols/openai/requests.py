@@ -11,7 +11,7 @@ from pydantic_core import PydanticCustomError
 from typing_extensions import Self
 
 from registry_serve.errors import InvalidRequest
-from registry_serve.generation.parameters import AS_MANY_AS_FIT
+from registry_serve.generation.parameters import AS_MANY_AS_FIT, MOST_ANSWERS
 from registry_serve.protocols.openai.values import Content, Stops, Texts, Unused
 from registry_serve.signature import Request, decode, fault
 
@@ -75,7 +75,7 @@ class Asked(_Model, ABC):
     top_k: int | None = Field(None, ge=-1)
     min_p: float | None = Field(None, ge=0, le=1)
     min_tokens: int | None = Field(None, ge=0)
-    repetition_penalty: float | None = Field(None, gt=0, allow_inf_nan=False)
+    repetition_penalty: float | None = Field(None, ge=0.01, le=100, allow_inf_nan=False)
     ignore_eos: bool | None = None
 
     @classmethod
@@ -100,7 +100,13 @@ class Asked(_Model, ABC):
             ) from None
 
     def requests(self) -> list[Request]:
-        """Return a request for each answer: all of the first prompt, then all of the second."""
+        """Return a request for each answer: all of the first prompt, then all of the second.
+
+        Raises:
+            InvalidRequest: there are too many.
+        """
+        if len(self.inputs) * self.n > MOST_ANSWERS:
+            raise fault(("n",), f"asks for more than {MOST_ANSWERS} answers, over all prompts; send several requests")
         parameters, seed = self.parameters(), self.seed
         seeds = [{} if seed is None else {"seed": seed + copy} for copy in range(self.n)]
         return [Request([each], {**parameters, **drawn}, 1, texts=True) for each in self.inputs for drawn in seeds]
