@@ -100,7 +100,7 @@ def test_clients_that_leave_give_their_places_back(url, client, llama):
         list(clients.map(lambda number: leave(url, stream=number % 10 != 0), range(50)))
     left = time.monotonic()
     while engine(url) != (0, 0):
-        assert time.monotonic() - left < 12  # on a busy machine; to generate it all would take minutes there
+        assert time.monotonic() - left < 3
         time.sleep(0.05)
     answer = client.completions.create(model=NAME, prompt="The river", temperature=0, max_tokens=8)
     assert answer.choices[0].text == greedy(llama, "The river", 8)
