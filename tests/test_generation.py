@@ -4,6 +4,7 @@ import asyncio
 import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, contextmanager
 
 import pytest
@@ -310,6 +311,28 @@ async def test_a_seed_repeats_an_answer_whoever_else_asks(llama):
         )
     assert among[0] == first
     assert among[2] != first
+
+
+@pytest.mark.parametrize("beams", [{}, {"num_beams": 2}])
+async def test_a_seed_repeats_an_answer_while_others_seed_the_same_process(llama, beams):
+    language, model = llama
+    seeded = Settings(20, samples=True, temperature=1.5, seed=3, ignore_eos=True, others=beams)
+    drawing = {"do_sample": True, "temperature": 1.5, "top_k": 0, "top_p": 1.0, "eos_token_id": NO_TOKEN}
+    torch.manual_seed(3)
+    wanted = expected(model, PROMPTS[4], 20, **drawing, **beams)
+    ended = threading.Event()
+
+    def disturb():
+        while not ended.wait(0.0005):
+            torch.manual_seed(0)
+
+    with static(language, model) as engine, ThreadPoolExecutor(1) as pool:
+        pool.submit(disturb)
+        try:
+            found = [await answer(engine, PROMPTS[4], seeded) for _ in range(5)]
+        finally:
+            ended.set()
+    assert found == [(wanted, "length")] * 5
 
 
 async def test_an_answer_ends_where_the_models_own_settings_end_it(languages, monkeypatch):

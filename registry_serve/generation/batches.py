@@ -15,7 +15,8 @@ from registry_serve.generation.language import Language
 from registry_serve.generation.parameters import GenerationParameters
 from registry_serve.generation.pieces import Pieces, before_stop
 from registry_serve.generation.prompts import Prompt, padded
-from registry_serve.generation.static import no_token, seeded
+from registry_serve.generation.seeds import seeded
+from registry_serve.generation.static import no_token
 
 _LARGEST_BATCH = 32
 
@@ -96,7 +97,7 @@ class TextGeneration:
         side = "right" if self._language.encodes else "left"
         tokens = padded([each.ids for each in prompts], self._language.tokenizer.pad_token_id, side, self._model.device)
         config = self._configured(asked, new_tokens)
-        with torch.inference_mode(), self._precision.autocasting(), seeded(asked.seed):
+        with torch.inference_mode(), self._precision.autocasting(), seeded(asked.seed, self._model.device):
             rows = self._model.generate(
                 **tokens, generation_config=config, streamer=streamer, tokenizer=self._language.tokenizer
             )

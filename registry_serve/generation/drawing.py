@@ -76,8 +76,8 @@ class _ByChance(transformed.ContinuousBatchingLogitsProcessor):
         return scores.index_add(0, rows, _noise(scores[rows], self._own())) if len(rows) else scores
 
     def _own(self) -> torch.Generator:
-        # What others draw with a seed, in another thread, must not depend on what is drawn here. Before its first step
-        # the manager gives torch the same seed in all processes of a model.
+        # All processes of a model must draw the same, whatever else is drawn in one of them. Before its first step the
+        # manager gives torch the same seed in all of them.
         if self._chances is None:
             self._chances = torch.Generator().manual_seed(torch.initial_seed())
         return self._chances

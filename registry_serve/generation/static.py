@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import copy
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import nullcontext, suppress
 from typing import Any, TypeVar
 
 import torch
@@ -22,6 +22,7 @@ from registry_serve.generation.memory import is_beyond_repair
 from registry_serve.generation.precision import Precision
 from registry_serve.generation.prompts import padded
 from registry_serve.generation.rows import Asked, Rows
+from registry_serve.generation.seeds import seeded
 
 T = TypeVar("T")
 
@@ -158,7 +159,7 @@ class StaticEngine:
         rows = Rows(batch, self._eos, before, tell=not at_the_end)
         watched = nullcontext() if settings.logprobs is None else rows.watching(self.model)
         config = self._configured(settings, max(each.settings.max_new_tokens for each in batch))
-        with torch.inference_mode(), self._precision.autocasting(), seeded(settings.seed), watched:
+        with torch.inference_mode(), self._precision.autocasting(), seeded(settings.seed, self.model.device), watched:
             made = self.model.generate(
                 **tokens,
                 generation_config=config,
@@ -192,14 +193,3 @@ class StaticEngine:
 def no_token(model: Any) -> int:
     """Return what no token of a model equals. Where it is told None, ``generate`` takes the model's own setting."""
     return int(model.config.get_text_config().vocab_size)
-
-
-@contextmanager
-def seeded(seed: int | None) -> Iterator[None]:
-    """Draw from a seed; afterwards torch goes on as if nothing had been drawn."""
-    if seed is None:
-        yield
-        return
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        yield
