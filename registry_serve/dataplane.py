@@ -9,9 +9,7 @@ Everything before the lease is metadata: a request that is refused there has loa
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
-import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import asdict, dataclass, replace
@@ -19,25 +17,20 @@ from functools import partial
 from typing import Any
 
 from registry_serve.admission import Admission
-from registry_serve.cache import VersionCache
 from registry_serve.contract import Contract
 from registry_serve.description import describe
 from registry_serve.errors import (
     GenerationUnsupported,
     InvalidRequest,
-    ModelProcessDied,
-    PredictionTimeout,
     RegistryServeError,
-    ReplicaStuck,
-    VersionLoading,
     WarmUpFailed,
 )
 from registry_serve.generation import Chunk
 from registry_serve.handlers import HandlerContract, OnlyVersion
 from registry_serve.known import KnownVersions
-from registry_serve.leases import Lease, VersionState
-from registry_serve.models import LoadedModel, ModelLost
-from registry_serve.models.served import ServedModel
+from registry_serve.leases import VersionState
+from registry_serve.loaded import LoadedVersions
+from registry_serve.models import LoadedModel
 from registry_serve.models.streams import gathered, side_by_side
 from registry_serve.policies import BatchPolicy, CachePolicy, Limits
 from registry_serve.rates import RateLimit
@@ -48,8 +41,6 @@ logger = logging.getLogger(__name__)
 
 #: Larger bodies are parsed in a thread, so that the event loop goes on answering others meanwhile.
 PARSE_INLINE_BYTES = 128 * 1024
-#: A load downloads gigabytes and compiles: it may take so many times as long as a call before it counts as stuck.
-_LOADS_TAKE_LONGER = 10
 
 Body = bytes | Callable[[], Awaitable[bytes]]
 Parse = Callable[[Schema, bytes], Request]
@@ -75,6 +66,7 @@ class DataPlane:
 
     Attributes:
         place: where it runs, ready for JSON; whoever put it there says it.
+        cache: the versions that are loaded.
 
     Args:
         contract: what the endpoint promises.
@@ -108,18 +100,22 @@ class DataPlane:
         self.batching = batching
         self.limits = limits
         self.place: Mapping[str, str] = {}
-        self._load_model = load
         self._environment = environment
         self._may_generate = generates
         rate = None if rate_limit is None else RateLimit(rate_limit)
         self._admission = Admission(limits.max_pending_requests, rate)
         self._known = KnownVersions(contract)
-        self._loading_since: dict[VersionKey, float] = {}
-        self._preloaded: ServedModel | None = None
-        self._ready = False
-        self.cache: VersionCache[VersionKey, ServedModel] = VersionCache(
-            self._close, cache, size_of=lambda model: model.size_bytes, on_change=on_change
+        self._loaded = LoadedVersions(
+            load,
+            self._known,
+            cache=cache,
+            batching=batching,
+            limits=limits,
+            on_change=on_change,
+            on_close=self._admission.counts.add,
         )
+        self.cache = self._loaded.cache
+        self._ready = False
 
     @property
     def ready(self) -> bool:
@@ -140,14 +136,13 @@ class DataPlane:
         """
         default = self.contract.default
         schema = self._known.schema(default)
-        await self.cache.pin(default.key, partial(self._load, default))
-        self._preloaded = dict(self.cache.models()).get(default.key)
+        await self._loaded.preload(default)
         example = default.card.input_example
         body = example_body(example, schema)
         if body is not None:
             try:
                 # The first call may compile, allocate and download: it has no limit of its own.
-                await self._predict(default, schema.check(body), None)
+                await self._loaded.predict(default, schema.check(body), None)
             except RegistryServeError as error:
                 raise WarmUpFailed(f"The default version cannot answer its own input example: {error}") from error
         elif example is not None:
@@ -167,7 +162,7 @@ class DataPlane:
         """
         with self._admission.admitted():
             version, request = await self._read(reference, body, parse)
-            return Answer(version.number, await self._predict(version, request, self.limits.request_timeout_s))
+            return Answer(version.number, await self._loaded.predict(version, request, self.limits.request_timeout_s))
 
     async def generate(
         self, reference: str | None, body: Body, parse: Parse | None = None
@@ -187,7 +182,7 @@ class DataPlane:
             version, request = await self._read(reference, body, parse)
             if request.count != 1:
                 raise InvalidRequest([{"location": ["inputs"], "message": "must be one input, to be streamed"}])
-            async with aclosing(self._generate(version, request)) as pieces:
+            async with aclosing(self._loaded.generate(version, request)) as pieces:
                 async for piece, chunk in pieces:
                     yield Answer(version.number, piece, chunk)
 
@@ -209,7 +204,7 @@ class DataPlane:
             self._known.schema(version)
             if not self._may_generate(version):
                 raise GenerationUnsupported(version.model, version.number)
-            answers = [partial(self._generate, version, each) for each in requests]
+            answers = [partial(self._loaded.generate, version, each) for each in requests]
             async with aclosing(side_by_side(answers)) as pieces:
                 async for place, (piece, chunk) in pieces:
                     yield place, Answer(version.number, piece, chunk)
@@ -219,7 +214,7 @@ class DataPlane:
         with self._admission.admitted():
             version = await self.resolver.resolve(reference)
             request = await asyncio.to_thread(self._known.schema(version).check_call, rows, params)
-            return await self._predict(version, request, self.limits.request_timeout_s)
+            return await self._loaded.predict(version, request, self.limits.request_timeout_s)
 
     async def call_generate(
         self, reference: str | None, rows: Any, params: Mapping[str, Any] | None
@@ -230,29 +225,18 @@ class DataPlane:
             request = await asyncio.to_thread(self._known.schema(version).check_call, rows, params)
             if request.count != 1:
                 raise InvalidRequest([{"location": ["inputs"], "message": "must be one input, to be streamed"}])
-            async with aclosing(self._generate(version, request)) as pieces, aclosing(gathered(pieces)) as together:
+            pieces = self._loaded.generate(version, request)
+            async with aclosing(pieces), aclosing(gathered(pieces)) as together:
                 async for several in together:
                     yield [chunk for _, chunk in several if chunk is not None]
 
     def check_health(self) -> None:
-        """Find a model that has not come back: nothing but a new process frees its thread.
+        """Find a model that has not come back.
 
         Raises:
             ReplicaStuck: a call or a load has lasted for too long.
         """
-        for key, model in self.cache.models():
-            if model.lost:
-                raise ReplicaStuck(f"The engine of version {key.number} of {key.model!r}", model.busy_s)
-        limit = self.limits.stuck_after_s
-        if limit is None:
-            return
-        call_limit = max(limit, self.limits.request_timeout_s)
-        for key, model in self.cache.models():
-            if model.busy_s > call_limit:
-                raise ReplicaStuck(f"A call of version {key.number} of {key.model!r}", model.busy_s)
-        for key, since in self._loading_since.items():
-            if time.monotonic() - since > limit * _LOADS_TAKE_LONGER:
-                raise ReplicaStuck(f"Loading version {key.number} of {key.model!r}", time.monotonic() - since)
+        self._loaded.check_health()
 
     async def describe(self) -> dict[str, Any]:
         """Return what there is to know about the model, its versions and this replica, ready for JSON."""
@@ -297,62 +281,3 @@ class DataPlane:
         if self.batching.max_batch_bytes is not None:
             request = replace(request, size_bytes=len(content))
         return version, request
-
-    # --- the model ---------------------------------------------------------------------------------------------------
-
-    async def _predict(self, version: ModelVersion, request: Request, limit_s: float | None) -> bytes:
-        started, lease = time.monotonic(), self._lease(version, limit_s)
-        try:
-            async with lease:
-                left_s = None if limit_s is None else limit_s - (time.monotonic() - started)
-                return await lease.model.predict(request, lease.extend, left_s)
-        except (ModelLost, TimeoutError) as error:
-            raise self._failure(error, version, lease, started) from error
-
-    async def _generate(
-        self, version: ModelVersion, request: Request
-    ) -> AsyncGenerator[tuple[bytes, Chunk | None], None]:
-        limit_s = self.limits.request_timeout_s
-        started, lease = time.monotonic(), self._lease(version, limit_s)
-        try:
-            async with lease, aclosing(lease.model.generate(request, lease.extend, limit_s)) as pieces:
-                async for piece in pieces:
-                    yield piece
-        except (ModelLost, TimeoutError) as error:
-            raise self._failure(error, version, lease, started) from error
-
-    def _lease(self, version: ModelVersion, limit_s: float | None) -> Lease[ServedModel]:
-        waits = [wait for wait in (limit_s, self.limits.cold_load_wait_s) if wait is not None]
-        return self.cache.lease(version.key, partial(self._load, version), wait_s=min(waits, default=None))
-
-    def _failure(
-        self, error: Exception, version: ModelVersion, lease: Lease[ServedModel], started: float
-    ) -> RegistryServeError:
-        if isinstance(error, ModelLost):
-            if not lease.model.lost:  # what nothing but another replica helps is not loaded again here
-                self.cache.discard(version.key, lease.model)
-            return ModelProcessDied(version.model, version.number)
-        if lease.held:
-            return PredictionTimeout(version.model, version.number, self.limits.request_timeout_s)
-        return VersionLoading(version.model, version.number, round(time.monotonic() - started, 1))
-
-    async def _load(self, version: ModelVersion) -> ServedModel:
-        model = ServedModel(version, self._known.schema(version), self.batching)
-        self._loading_since[version.key] = time.monotonic()
-        try:
-            await model.load(self._load_model, self._known.merging(version.key))
-        finally:
-            del self._loading_since[version.key]
-        self._known.found_out(version.key, model.merging)
-        return model
-
-    async def _close(self, model: ServedModel) -> None:
-        self._admission.counts.add(model)
-        self._known.found_out(model.version.key, model.merging)
-        await model.close()
-        if model is self._preloaded:
-            # Serve freezes what it finds after start-up: frozen garbage would never be collected. Not frozen again, or
-            # the models that are loaded now would stay when they are evicted.
-            gc.unfreeze()
-        # Models unpickled by value are full of reference cycles, and Python is in no hurry with large, old ones.
-        await asyncio.to_thread(gc.collect)
