@@ -15,8 +15,8 @@ import torch
 from ray import serve
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, Phi3Config
 
-from registry_serve import deployment_from_handler
-from registry_serve.errors import ConfigurationError, HandlerInvalid
+from registry_serve import deployment_from_handler, mii
+from registry_serve.errors import ConfigurationError, DeploymentNotFound, HandlerInvalid
 from registry_serve.generation.language import Language
 from registry_serve.generation.memory import bytes_per_token
 from registry_serve.handlers.huggingface import HuggingFaceHandler
@@ -26,6 +26,7 @@ from registry_serve.rollout.code import Code
 from registry_serve.rollout.records import Order, Record
 from tests import language_models
 from tests.language_models import one_thread, saved, sentence_tokenizer  # noqa: F401
+from tests.mlflow_server import free_port
 
 PROMPTS = ["The river", "A boat came down the river and", "night", "Größe", "down", "The river rose during", "a", "b"]
 GREEDY = {"do_sample": False, "max_new_tokens": 24, "return_full_text": False}
@@ -112,6 +113,38 @@ def wait_until(condition, timeout_s=30):
     while not condition():
         assert time.monotonic() < until
         time.sleep(0.02)
+
+
+@pytest.mark.cluster
+@pytest.mark.slow
+def test_persistent_deployments_have_divided_replicas(cluster, llama, alone, tmp_path, monkeypatch):
+    monkeypatch.setenv("REGISTRY_SERVE_STATE", str(tmp_path))
+    client = mii.serve(
+        llama, deployment_name="divided-twice", replica_num=2, tensor_parallel=2, port_number=free_port()
+    )
+    try:
+        for _ in range(2):
+            texts = [each.generated_text for each in client(PROMPTS, do_sample=False, max_new_tokens=24)]
+            assert texts == alone
+        told = client.status()["replicas"]
+        assert [each["requests"] for each in told] == [1, 1]
+        first = [each["process"] for each in told]
+        others = [pid for pid, name in workers(first[0]) if name.startswith("ray::Rank")]
+        assert len({*first, *others}) == 4
+    finally:
+        client.terminate_server()
+    end([*first, *others])
+    with pytest.raises(DeploymentNotFound):
+        mii.client("divided-twice")
+
+
+def workers(pid):
+    """Return what Ray runs beside a process: pids and names."""
+    found = []
+    for each in psutil.Process(pid).parent().children():
+        with suppress(psutil.NoSuchProcess):
+            found.append((each.pid, "".join(each.cmdline()[:1])))
+    return found
 
 
 @pytest.mark.cluster
