@@ -21,10 +21,10 @@ demo: $(INSTALLED)
 	$(BIN)/registry-serve demo --serve
 
 test: lint chromium
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --cov --cov-report=term
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --cov --cov-report=term
 
 unit: $(INSTALLED)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not cluster"
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not cluster"
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
