@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import re
 import socket
 import stat
 import threading
@@ -366,10 +367,20 @@ def test_what_has_ended_is_listed_as_stopped_until_it_is_deleted(monkeypatch, ca
     told = statuses.deployments()
     assert {(each.state, each.replicas_ready, each.replicas) for each in told} == {("stopped", 0, 1)}
     assert all("has ended. Serve it again." in each.message for each in told)
-    monkeypatch.setattr("sys.argv", ["registry-serve", "delete", "deployment", "some/*", "--yes"])
-    with pytest.raises(SystemExit):
-        cli.main()
-    assert capsys.readouterr().out.splitlines()[-1] == "some/other is deleted."
+
+    def command(*words):
+        monkeypatch.setattr("sys.argv", ["registry-serve", *words])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        told = capsys.readouterr()
+        return ended.value.code or 0, told.out + told.err
+
+    code, described = command("describe", "deployment", "another")
+    assert code == 0
+    assert re.search(r"state: stopped.*has ended\. Serve it again\..*Deployed from:", described, re.DOTALL)
+    code, refused = command("stop", "deployment", "another")
+    assert (code, "`registry-serve delete deployment another` ends it." in refused) == (1, True)
+    assert command("delete", "deployment", "some/*", "--yes")[1].splitlines()[-1] == "some/other is deleted."
     assert statuses.names() == ["another"]
 
 

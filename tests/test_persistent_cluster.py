@@ -248,13 +248,21 @@ def test_http_clients_are_answered_where_that_is_asked_for(client, rest, expecte
     assert foreign.status_code == 403
 
 
-def test_the_command_line_lists_it(client, model, capsys, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["registry-serve", "get", "deployments", "--json"])
-    with pytest.raises(SystemExit):
-        cli.main()
-    [told] = json.loads(capsys.readouterr().out)
+def test_the_command_line_lists_and_describes_it(client, model, capsys, monkeypatch):
+    def command(*words):
+        monkeypatch.setattr(sys, "argv", ["registry-serve", *words])
+        with pytest.raises(SystemExit):
+            cli.main()
+        return capsys.readouterr().out
+
+    [told] = json.loads(command("get", "deployments", "--json"))
     assert (told["name"], told["state"], told["serves"]) == ("tiny-llama-mii-deployment", "running", model)
     assert (told["replicas_ready"], told["replicas"], told["url"]) == (2, 2, f"grpc://127.0.0.1:{client.port}")
+    described = json.loads(command("describe", "deployment", told["name"], "--json"))
+    assert {**told, "model": None} == {key: value for key, value in described.items() if key != "taking_turns"}
+    assert [each["process"] for each in described["taking_turns"]] == [each["process"] for each in seats(client)]
+    shown = command("describe", "deployment", told["name"])
+    assert all(f"{each['process']}" in shown for each in seats(client))
 
 
 def test_callers_without_the_token_are_refused(client):

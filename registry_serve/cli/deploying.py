@@ -112,6 +112,11 @@ def update_deployment(
 @stop.command("deployments", hidden=True)
 def stop_deployment(names: Names, yes: Yes = False, as_json: AsJson = False) -> None:
     """Take deployments offline, once requests in flight are answered; `update` brings them back."""
+    for name in sorted({*names} & {*statuses.names()} - {*rollout.names()}):
+        raise ConfigurationError(
+            f"{name} is a persistent deployment, which cannot be brought back. "
+            f"`registry-serve delete deployment {name}` ends it."
+        )
     _end(rollout.stop, "stop", "stopped", names, yes=yes, as_json=as_json)
 
 

@@ -26,6 +26,8 @@ get.add_typer(_deployment, name="deployment")
 _UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
 #: How long `describe` waits for what the endpoint tells of its model.
 _DESCRIBED_WITHIN_S = 10.0
+#: What is shown of each replica of a persistent deployment.
+_FACTS = ("requests", "process", "node")
 
 
 @get.command("deployments")
@@ -64,6 +66,9 @@ def describe_deployment(
     as_json: AsJson = False,
 ) -> None:
     """Tell how a deployment is, what it was deployed from, and which model it serves."""
+    if name in statuses.names() and name not in rollout.names():
+        _describe_persistent(name, as_json=as_json)
+        return
     running = rollout.running(name)
     status = running.status()
     model = None
@@ -72,6 +77,27 @@ def describe_deployment(
     if as_json:
         print_json({**facts(status), "model": model})
         return
+    _show(status)
+    if model is not None:
+        _show_model(model)
+
+
+def _describe_persistent(name: str, *, as_json: bool) -> None:
+    """Tell of a persistent deployment what ``describe_deployment`` does of others, and what its replicas do."""
+    status, replicas = statuses.status(name), statuses.replicas(name)
+    if as_json:
+        print_json({**facts(status), "model": None, "taking_turns": replicas})
+        return
+    _show(status)
+    if replicas:
+        rows = [
+            (str(each["number"]), "yes" if each["up"] else "no", *(str(each[fact]) for fact in _FACTS))
+            for each in replicas
+        ]
+        show_table(("replica", "up", *_FACTS), rows)
+
+
+def _show(status: DeploymentStatus) -> None:
     told = {
         "state": status.state,
         "replicas": ready(status),
@@ -81,8 +107,6 @@ def describe_deployment(
     }
     show(status.name, {**told, "message": status.message} if status.message else told)
     say(f"\nDeployed from:\n\n{_yaml(status.file)}")
-    if model is not None:
-        _show_model(model)
 
 
 def _show_model(model: Mapping[str, Any]) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from registry_serve import rollout
 from registry_serve.deployment import deployment_name
-from registry_serve.errors import ConfigurationError
+from registry_serve.errors import ConfigurationError, DeploymentNotFound, DeploymentUnavailable
 from registry_serve.persistent import records
+from registry_serve.persistent.clients import PersistentClient
 from registry_serve.persistent.ending import reached, stopping, terminate
 from registry_serve.persistent.records import Record
 from registry_serve.rollout import DeploymentStatus
@@ -18,6 +20,8 @@ from registry_serve.rollout.telling import log
 
 Tell = Callable[[str], None]
 
+_TOLD_WITHIN_S = 10.0
+
 
 def deployments(on_progress: Tell = log) -> list[DeploymentStatus]:
     """Return all persistent deployments of this user and machine by name."""
@@ -27,6 +31,31 @@ def deployments(on_progress: Tell = log) -> list[DeploymentStatus]:
 def names() -> list[str]:
     """Return their names, also of those whose record cannot be read."""
     return records.names()
+
+
+def status(name: str, on_progress: Tell = log) -> DeploymentStatus:
+    """Return how one is.
+
+    Raises:
+        DeploymentNotFound: there is none of that name.
+        ConfigurationError: its record cannot be read.
+    """
+    record = records.find(name)
+    if record is None:
+        raise DeploymentNotFound(name, records.names())
+    return _status(record, on_progress)
+
+
+def replicas(name: str) -> list[Mapping[str, Any]]:
+    """Return what the replicas of one do, as ``PersistentClient.status`` tells it; none where it does not answer."""
+    record = records.find(name)
+    if record is None:
+        return []
+    try:
+        told: list[Mapping[str, Any]] = PersistentClient(record.config).status(_TOLD_WITHIN_S)["replicas"]
+    except DeploymentUnavailable:
+        return []
+    return told
 
 
 def delete(name: str, on_progress: Tell = log) -> None:
