@@ -3,7 +3,8 @@
     reference ──► resolve ──► policy ──► contract ──► parse ──► lease ──► queue ──► predict ──► encode
                    404          403         409      400, 422   500, 503   429     500, 504
 
-Everything before the lease is metadata: a request that is refused there has loaded nothing and evicted nothing.
+Everything before the lease is metadata: a request that is refused there has loaded nothing and evicted nothing. From
+the lease on the way is that of :mod:`registry_serve.loaded`.
 """
 
 from __future__ import annotations
@@ -231,10 +232,10 @@ class DataPlane:
                     yield [chunk for _, chunk in several if chunk is not None]
 
     def check_health(self) -> None:
-        """Find a model that has not come back.
+        """Find a model that has not come back, or will not.
 
         Raises:
-            ReplicaStuck: a call or a load has lasted for too long.
+            ReplicaStuck: a call or a load has lasted for too long, or an engine is lost.
         """
         self._loaded.check_health()
 

@@ -27,7 +27,10 @@ logging.getLogger("mlflow").setLevel(logging.ERROR)
 
 
 def pytest_collection_modifyitems(items):
-    """Run the files first that take longest: the last one keeps only one of the processes that test busy."""
+    """Run the files first that take longest: the last one keeps only one of the processes that test busy.
+
+    With several processes this needs ``--no-loadscope-reorder``, or xdist sorts them by the number of their tests.
+    """
     seconds = Counter()
     for item in items:
         marked = item.get_closest_marker

@@ -219,6 +219,14 @@ def test_the_pieces_together_are_the_whole(kind, full, request):
         assert len(pieces) > 1
 
 
+def test_a_seed_gives_the_same_pieces(gpt2):
+    model = handler(gpt2)
+    parameters = {"seed": 5, "max_new_tokens": 20, "return_full_text": False, "ignore_eos": True}
+    (wanted,) = model.predict(asked(["night"], **parameters))
+    for _ in range(2):
+        assert "".join(model.predict_stream(input="night", parameters=parameters)) == wanted
+
+
 def test_pieces_also_end_before_what_they_are_to_stop_at(gpt2):
     model = handler(gpt2)
     parameters = {**GREEDY, "return_full_text": False}

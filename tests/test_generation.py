@@ -10,7 +10,7 @@ from contextlib import aclosing, contextmanager
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from registry_serve.errors import InvalidRequest
 from registry_serve.generation import EngineFailed, RequestTooLarge, Settings, Tokens
@@ -21,6 +21,7 @@ from registry_serve.generation.language import Language
 from registry_serve.generation.pieces import TokensAsText
 from registry_serve.generation.precision import Precision
 from registry_serve.generation.pretrained import Source
+from registry_serve.generation.seeds import seeded
 from registry_serve.generation.static import StaticEngine
 from registry_serve.generation.together import within
 from tests import language_models
@@ -301,11 +302,11 @@ async def test_what_continuous_batching_cannot_do_goes_elsewhere(llama):
 
 async def test_a_seed_repeats_an_answer_whoever_else_asks(llama):
     language, model = llama
-    seeded = Settings(20, samples=True, seed=3, ignore_eos=True)
+    asked = Settings(20, samples=True, seed=3, ignore_eos=True)
     with static(language, model) as engine:
-        first = await answer(engine, PROMPTS[4], seeded)
+        first = await answer(engine, PROMPTS[4], asked)
         among = await asyncio.gather(
-            answer(engine, PROMPTS[4], seeded),
+            answer(engine, PROMPTS[4], asked),
             many(engine, PROMPTS[:6], Settings(20, samples=True, ignore_eos=True)),
             answer(engine, PROMPTS[4], Settings(20, samples=True, seed=4, ignore_eos=True)),
         )
@@ -316,7 +317,7 @@ async def test_a_seed_repeats_an_answer_whoever_else_asks(llama):
 @pytest.mark.parametrize("beams", [{}, {"num_beams": 2}])
 async def test_a_seed_repeats_an_answer_while_others_seed_the_same_process(llama, beams):
     language, model = llama
-    seeded = Settings(20, samples=True, temperature=1.5, seed=3, ignore_eos=True, others=beams)
+    asked = Settings(20, samples=True, temperature=1.5, seed=3, ignore_eos=True, others=beams)
     drawing = {"do_sample": True, "temperature": 1.5, "top_k": 0, "top_p": 1.0, "eos_token_id": NO_TOKEN}
     torch.manual_seed(3)
     wanted = expected(model, PROMPTS[4], 20, **drawing, **beams)
@@ -329,7 +330,7 @@ async def test_a_seed_repeats_an_answer_while_others_seed_the_same_process(llama
     with static(language, model) as engine, ThreadPoolExecutor(1) as pool:
         pool.submit(disturb)
         try:
-            found = [await answer(engine, PROMPTS[4], seeded) for _ in range(5)]
+            found = [await answer(engine, PROMPTS[4], asked) for _ in range(5)]
         finally:
             ended.set()
     assert found == [(wanted, "length")] * 5
@@ -341,6 +342,46 @@ async def test_an_answer_ends_where_the_models_own_settings_end_it(languages, mo
     with static(language, model) as engine:
         found = await many(engine, PROMPTS[:3], Settings(20, ignore_eos=True))
     assert [(len(ids), reason) for ids, reason in found] == [(1, "length")] * 3
+
+
+@pytest.mark.parametrize("own", [{"prompt_lookup_num_tokens": 3}, {"assistant_early_exit": 1}])
+async def test_a_model_that_would_guess_several_tokens_at_once_answers_many_requests(llama, tmp_path, own):
+    wanted = [expected(llama[1], each, 20) for each in PROMPTS[:5]]
+    folder = language_models.llama(tmp_path)
+    config = GenerationConfig.from_pretrained(folder)
+    config.update(**own)
+    config.save_pretrained(folder)
+    assert GenerationConfig.from_pretrained(folder).to_dict().items() >= own.items()
+    language = Language(Source(folder, FP32, trusted=False))
+    with static(language, language.weights()) as engine:
+        assert [ids for ids, _ in await many(engine, PROMPTS[:5], Settings(20))] == wanted
+
+
+def test_whatever_draws_does_so_from_the_seed():
+    def drawn():
+        chances = torch.rand(4).softmax(0)
+        return [
+            torch.multinomial(chances, 2),
+            chances.multinomial(2),
+            torch.rand_like(chances),
+            torch.randn(3),
+            torch.empty(3).exponential_(),
+            torch.bernoulli(chances),
+        ]
+
+    with seeded(5):
+        first = drawn()
+    torch.manual_seed(5)
+    assert all(map(torch.equal, first, drawn()))
+    torch.manual_seed(6)
+    with seeded(5):
+        assert all(map(torch.equal, first, drawn()))
+        given = torch.Generator().manual_seed(7)
+        own = torch.rand(3, generator=given)
+    assert torch.equal(own, torch.rand(3, generator=given.manual_seed(7)))
+    after = torch.rand(3)
+    torch.manual_seed(6)
+    assert torch.equal(after, torch.rand(3))
 
 
 async def test_log_probabilities_are_those_of_the_model(llama):
@@ -498,11 +539,11 @@ async def test_what_would_only_fail_is_refused(llama, parameters):
 
 async def test_a_seed_repeats_an_answer_beside_others_that_are_drawn(llama):
     language, model = llama
-    seeded = {"seed": 5, "temperature": 1.5, "max_new_tokens": 16, "ignore_eos": True}
+    asked = {"seed": 5, "temperature": 1.5, "max_new_tokens": 16, "ignore_eos": True}
     with generating(language, model) as generator:
-        (alone,) = await generator.answer(["The river"], seeded)
+        (alone,) = await generator.answer(["The river"], asked)
         others = [generator.answer(["night"], {"temperature": 1.5, "max_new_tokens": 40}) for _ in range(4)]
-        drawn = await asyncio.gather(*others, *(generator.answer(["The river"], seeded) for _ in range(4)))
+        drawn = await asyncio.gather(*others, *(generator.answer(["The river"], asked) for _ in range(4)))
     assert [text for (text,) in drawn[4:]] == [alone] * 4
 
 

@@ -62,9 +62,11 @@ async def test_loading_and_evicting_again_and_again_leaves_nothing_behind(plane)
     process, earlier = psutil.Process(), set(threading.enumerate())
 
     def started():
-        # The pools grow up to their bound whenever they like.
-        there = (each.name for each in set(threading.enumerate()) - earlier)
-        return sorted(name for name in there if not name.startswith(("asyncio_", "registry-")))
+        # Pools grow up to their bound whenever they like.
+        there = sorted(each.name for each in set(threading.enumerate()) - earlier)
+        for pool in ("registry-known", "registry-others"):
+            assert len([name for name in there if name.startswith(pool)]) <= 2
+        return [name for name in there if not name.startswith(("asyncio_", "registry-"))]
 
     async with plane() as made:
 

@@ -1,6 +1,7 @@
 """Persistent deployments without a cluster: settings, records, turns, and the wire with replicas that are stand-ins."""
 
 import asyncio
+import dataclasses
 import json
 import logging
 import re
@@ -21,6 +22,7 @@ import pytest
 
 import registry_serve
 from registry_serve import cli, errors, launch, mii
+from registry_serve.cli.screen import NOTHING
 from registry_serve.errors import (
     ConfigurationError,
     DeploymentEnded,
@@ -378,10 +380,43 @@ def test_what_has_ended_is_listed_as_stopped_until_it_is_deleted(monkeypatch, ca
     code, described = command("describe", "deployment", "another")
     assert code == 0
     assert re.search(r"state: stopped.*has ended\. Serve it again\..*Deployed from:", described, re.DOTALL)
-    code, refused = command("stop", "deployment", "another")
-    assert (code, "`registry-serve delete deployment another` ends it." in refused) == (1, True)
+    for words in ("stop deployment another", "stop deployments *", "update deployment another", "ping another"):
+        code, refused = command(*words.split())
+        assert (code, "another is a persistent deployment." in refused) == (1, True)
     assert command("delete", "deployment", "some/*", "--yes")[1].splitlines()[-1] == "some/other is deleted."
     assert statuses.names() == ["another"]
+
+
+def test_replicas_are_described_by_what_is_known_of_them(monkeypatch, capsys):
+    record = record_of(name="two", port=free_port())
+    records.keep(record)
+    running = dataclasses.replace(statuses.status("two"), state="running", message="")
+    up = {"number": 0, "up": True, "requests": 0, "process": 123, "node": "here"}
+    never_seen = {"number": 1, "up": False, "requests": 0, "process": None, "node": None}
+    monkeypatch.setattr(statuses, "status", lambda name: running)
+    monkeypatch.setattr(statuses, "replicas", lambda name: [up, never_seen])
+    monkeypatch.setattr("sys.argv", ["registry-serve", "describe", "deployment", "two"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[-3:]]
+    assert rows == [
+        ["REPLICA", "UP", "REQUESTS", "PROCESS", "NODE"],
+        ["0", "yes", "0", "123", "here"],
+        ["1", "no", "0", NOTHING, NOTHING],
+    ]
+
+
+def test_whoever_else_listens_at_its_port_tells_of_no_replicas():
+    records.keep(record_of(name="foreign", port=free_port()))
+    with pytest.raises(DeploymentNotFound):
+        statuses.replicas("unknown")
+    server = grpc.server(ThreadPoolExecutor(1))
+    server.add_insecure_port(f"localhost:{records.named('foreign').config.port_number}")
+    server.start()
+    try:
+        assert statuses.replicas("foreign") == []
+    finally:
+        server.stop(0)
 
 
 # --- turns -----------------------------------------------------------------------------------------------------------

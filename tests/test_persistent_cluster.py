@@ -259,8 +259,8 @@ def test_the_command_line_lists_and_describes_it(client, model, capsys, monkeypa
     assert (told["name"], told["state"], told["serves"]) == ("tiny-llama-mii-deployment", "running", model)
     assert (told["replicas_ready"], told["replicas"], told["url"]) == (2, 2, f"grpc://127.0.0.1:{client.port}")
     described = json.loads(command("describe", "deployment", told["name"], "--json"))
-    assert {**told, "model": None} == {key: value for key, value in described.items() if key != "taking_turns"}
-    assert [each["process"] for each in described["taking_turns"]] == [each["process"] for each in seats(client)]
+    assert {**told, "model": None} == {key: value for key, value in described.items() if key != "seats"}
+    assert [each["process"] for each in described["seats"]] == [each["process"] for each in seats(client)]
     shown = command("describe", "deployment", told["name"])
     assert all(f"{each['process']}" in shown for each in seats(client))
 

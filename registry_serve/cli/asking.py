@@ -16,6 +16,7 @@ from registry_serve import rollout
 from registry_serve.cli.endpoint import Endpoint
 from registry_serve.cli.screen import AsJson, console, print_json, say
 from registry_serve.errors import ConfigurationError, RegistryServeError
+from registry_serve.persistent import statuses
 from registry_serve.registry import parse_reference
 
 Target = Annotated[str, typer.Argument(metavar="NAME|URL", help="A deployment's name, or the address of any endpoint.")]
@@ -71,6 +72,7 @@ def predict(
 def _endpoint(target: str, api_key_file: Path | None, timeout_s: float) -> Endpoint:
     if ":" in target or "/" in target:  # names hold neither
         return Endpoint(target, api_key_file=api_key_file, timeout_s=timeout_s)
+    statuses.require_of_a_file(target)
     running = rollout.running(target)
     return Endpoint(running.url, api_key_file=api_key_file or running.api_key_file, timeout_s=timeout_s)
 

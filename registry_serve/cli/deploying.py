@@ -98,6 +98,7 @@ def update_deployment(
     as_json: AsJson = False,
 ) -> None:
     """Give a deployment more or fewer replicas, or another image; or bring back one that is stopped."""
+    statuses.require_of_a_file(name)
     if replicas is None and image is None and rollout.status(name).state == "running":
         raise ConfigurationError(f"{name} runs, and nothing of it is to be changed. Give --replicas N or --image NAME.")
     with _progress() as tell:
@@ -112,11 +113,8 @@ def update_deployment(
 @stop.command("deployments", hidden=True)
 def stop_deployment(names: Names, yes: Yes = False, as_json: AsJson = False) -> None:
     """Take deployments offline, once requests in flight are answered; `update` brings them back."""
-    for name in sorted({*names} & {*statuses.names()} - {*rollout.names()}):
-        raise ConfigurationError(
-            f"{name} is a persistent deployment, which cannot be brought back. "
-            f"`registry-serve delete deployment {name}` ends it."
-        )
+    for name in names:
+        statuses.require_of_a_file(name)
     _end(rollout.stop, "stop", "stopped", names, yes=yes, as_json=as_json)
 
 

@@ -53,6 +53,7 @@ def get_deployment_logs(
     as_json: AsJson = False,
 ) -> None:
     """Print what the replicas of a deployment have written."""
+    statuses.require_of_a_file(name)
     for line in rollout.logs(name, tail=tail, follow=follow):
         if as_json:
             typer.echo(json.dumps({"line": line}))
@@ -84,17 +85,22 @@ def describe_deployment(
 
 def _describe_persistent(name: str, *, as_json: bool) -> None:
     """Tell of a persistent deployment what ``describe_deployment`` does of others, and what its replicas do."""
-    status, replicas = statuses.status(name), statuses.replicas(name)
+    status = statuses.status(name)
+    replicas = [] if status.state == "stopped" else statuses.replicas(name)
     if as_json:
-        print_json({**facts(status), "model": None, "taking_turns": replicas})
+        print_json({**facts(status), "model": None, "seats": replicas})
         return
     _show(status)
     if replicas:
         rows = [
-            (str(each["number"]), "yes" if each["up"] else "no", *(str(each[fact]) for fact in _FACTS))
+            (str(each["number"]), "yes" if each["up"] else "no", *(_known(each[fact]) for fact in _FACTS))
             for each in replicas
         ]
         show_table(("replica", "up", *_FACTS), rows)
+
+
+def _known(fact: Any) -> str:
+    return "" if fact is None else str(fact)
 
 
 def _show(status: DeploymentStatus) -> None:

@@ -97,7 +97,7 @@ class TextGeneration:
         side = "right" if self._language.encodes else "left"
         tokens = padded([each.ids for each in prompts], self._language.tokenizer.pad_token_id, side, self._model.device)
         config = self._configured(asked, new_tokens)
-        with torch.inference_mode(), self._precision.autocasting(), seeded(asked.seed, self._model.device):
+        with torch.inference_mode(), self._precision.autocasting(), seeded(asked.seed):
             rows = self._model.generate(
                 **tokens, generation_config=config, streamer=streamer, tokenizer=self._language.tokenizer
             )

@@ -50,6 +50,8 @@ class Language:
         if own.eos_token_id is None:
             own.eos_token_id = self.tokenizer.eos_token_id
         own.max_length = None  # requests always say how many tokens are new
+        # Guesses at several tokens in one step are for a single row. Told None, ``generate`` would ask the model.
+        own.update(prompt_lookup_num_tokens=None, assistant_early_exit=None, use_mtp=None)
         return model
 
     def ends(self, model: Any) -> list[int]:

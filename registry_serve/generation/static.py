@@ -159,7 +159,7 @@ class StaticEngine:
         rows = Rows(batch, self._eos, before, tell=not at_the_end)
         watched = nullcontext() if settings.logprobs is None else rows.watching(self.model)
         config = self._configured(settings, max(each.settings.max_new_tokens for each in batch))
-        with torch.inference_mode(), self._precision.autocasting(), seeded(settings.seed, self.model.device), watched:
+        with torch.inference_mode(), self._precision.autocasting(), seeded(settings.seed), watched:
             made = self.model.generate(
                 **tokens,
                 generation_config=config,

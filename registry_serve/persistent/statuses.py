@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from fnmatch import fnmatchcase
 from typing import Any
 
 from registry_serve import rollout
 from registry_serve.deployment import deployment_name
-from registry_serve.errors import ConfigurationError, DeploymentNotFound, DeploymentUnavailable
+from registry_serve.errors import ConfigurationError, DeploymentNotFound, RegistryServeError
 from registry_serve.persistent import records
 from registry_serve.persistent.clients import PersistentClient
 from registry_serve.persistent.ending import reached, stopping, terminate
@@ -20,6 +21,7 @@ from registry_serve.rollout.telling import log
 
 Tell = Callable[[str], None]
 
+#: A front that is busy with others answers late.
 _TOLD_WITHIN_S = 10.0
 
 
@@ -47,15 +49,32 @@ def status(name: str, on_progress: Tell = log) -> DeploymentStatus:
 
 
 def replicas(name: str) -> list[Mapping[str, Any]]:
-    """Return what the replicas of one do, as ``PersistentClient.status`` tells it; none where it does not answer."""
-    record = records.find(name)
-    if record is None:
-        return []
+    """Return what the replicas of one do, as ``PersistentClient.status`` tells it; none where it does not answer.
+
+    Raises:
+        DeploymentNotFound: there is none of that name.
+        ConfigurationError: its record cannot be read.
+    """
+    client = PersistentClient(records.named(name).config)
     try:
-        told: list[Mapping[str, Any]] = PersistentClient(record.config).status(_TOLD_WITHIN_S)["replicas"]
-    except DeploymentUnavailable:
+        told: list[Mapping[str, Any]] = client.status(_TOLD_WITHIN_S)["replicas"]
+    except RegistryServeError:  # something else may answer at its port
         return []
     return told
+
+
+def require_of_a_file(name: str) -> None:
+    """Make sure that a name or a pattern does not mean persistent deployments only.
+
+    Raises:
+        ConfigurationError: it does.
+    """
+    meant = [each for each in names() if fnmatchcase(each, name)]
+    if meant and not any(fnmatchcase(each, name) for each in rollout.names()):
+        raise ConfigurationError(
+            f"{meant[0]} is a persistent deployment. `registry-serve describe deployment {meant[0]}` tells how it is, "
+            f"`registry-serve delete deployment {meant[0]}` ends it, and registry_serve.client({meant[0]!r}) asks it."
+        )
 
 
 def delete(name: str, on_progress: Tell = log) -> None:
