@@ -37,8 +37,12 @@ def free_port() -> int:
 
 @contextmanager
 def made_global(uri: str) -> Iterator[None]:
-    """Let MLflow's module functions, which know global addresses only, work at one; started processes inherit none."""
-    before = {name: os.environ.get(name) for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")}
+    """Let MLflow's module functions, which know global addresses only, work at one; started processes inherit none.
+
+    The experiment that somebody has set stays set in this process, wherever it was: whoever logs names another.
+    """
+    names = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "MLFLOW_EXPERIMENT_ID")
+    before = {name: os.environ.get(name) for name in names}
     uris = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)

@@ -57,6 +57,14 @@ class Wire:
     def of(self, method: str, path: str) -> list[str]:
         return [head for head in self.requests if re.match(f"{method} [^ ]*{path}", head)]
 
+    def came_altogether(self) -> int:
+        """How many bytes came, once no more do: what is on its way comes also when nobody takes it any more."""
+        came = -1
+        while came != self.came:
+            came = self.came
+            time.sleep(0.3)
+        return came
+
     def close(self) -> None:
         self._listening.close()
 

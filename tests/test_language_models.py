@@ -40,7 +40,7 @@ def writer(shelf, tmp_path_factory):
             return [text.upper() for text in model_input.iloc[:, 0]]
 
     folders = [make(tmp_path_factory.mktemp("lm")) for make in (language_models.llama, language_models.gpt2)]
-    with made_global(shelf.uri):
+    with made_global(shelf.uri), mlflow.start_run(experiment_id=shelf.experiment):
         for folder in folders:
             model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
             written = mlflow.transformers.log_model(

@@ -202,7 +202,7 @@ def test_what_a_killed_process_began_is_finished_by_the_next(bucket, root, start
     while (progress := killed.line()).done_bytes < len(large) / 3:
         pass
     killed.kill()
-    came, asked = bucket.wire.came, len(contents_asked_for(bucket))
+    came, asked = bucket.wire.came_altogether(), len(contents_asked_for(bucket))
     assert progress.total_bytes == len(large) + 2
     assert folders(root) == []
     bucket.wire.bytes_per_s = None

@@ -1,6 +1,7 @@
 """The test kit for users: its fixtures in a project of their own, its clients, its registry, and what it costs."""
 
 import logging
+import os
 import re
 import statistics
 import subprocess
@@ -35,7 +36,10 @@ EXAMPLE = [{"x": 1.5}]
 def run_project(folder, *arguments):
     """Run pytest in a project that only has this package installed."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=200, check=False)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTEST_ADDOPTS"}
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=200, check=False
+    )
 
 
 class Shout:
