@@ -298,7 +298,7 @@ class Counter:
 async def test_a_stream_is_one_json_value_per_line():
     async with served(Counter) as http:
         answer = await http.post("/predict_stream", json={"inputs": [3]})
-        assert answer.headers["content-type"] == "application/x-ndjson"
+        assert answer.headers["content-type"] == "application/x-ndjson; charset=utf-8"
         assert answer.text.splitlines() == ['"piece 0"', '"piece 1"', '"piece 2"']
         assert (await http.post("/predict_stream", json={"inputs": [0]})).text == ""
 

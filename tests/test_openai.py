@@ -219,7 +219,7 @@ async def test_a_stream_says_what_comes_at_once_otherwise(client):
         assert [each.finish_reason for each in own] == [None] * (len(own) - 1) + ["length"]
     assert (parts[-1].choices, parts[-1].usage) == ([], whole.usage)
     assert all(part.usage is None for part in parts[:-1])
-    assert raw.headers["content-type"] == "text/event-stream"
+    assert raw.headers["content-type"] == "text/event-stream; charset=utf-8"
     assert raw.text.endswith("\n\ndata: [DONE]\n\n")
     assert '"usage"' not in raw.text
 

@@ -41,7 +41,7 @@ def speller(shelf, ended):
 
 def events(answer):
     """The events of an answer: name and value."""
-    assert answer.headers["content-type"] == "text/event-stream"
+    assert answer.headers["content-type"] == "text/event-stream; charset=utf-8"
     found = []
     for event in answer.text.removesuffix("\n\n").split("\n\n"):
         lines = dict(line.split(": ", 1) for line in event.split("\n"))

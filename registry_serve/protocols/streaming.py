@@ -39,15 +39,15 @@ def event(data: bytes, name: bytes = b"") -> bytes:
     return b"%bdata: %b\n\n" % (b"event: %b\n" % name if name else b"", data)
 
 
-#: MosaicML's: one JSON value per line.
+#: MosaicML's: one JSON value per line. Clients guess how letters are written where a type does not say so.
 LINES = Form(
-    b"application/x-ndjson",
+    b"application/x-ndjson; charset=utf-8",
     piece=lambda piece: piece + b"\n",
     failure=lambda error, _: to_json({"error": error.detail, "code": error.code}) + b"\n",
 )
 #: One JSON value per event. An answer that ends without the last event is not complete.
 EVENTS = Form(
-    b"text/event-stream",
+    b"text/event-stream; charset=utf-8",
     piece=event,
     failure=lambda error, request_id: event(problem_body(error, request_id), b"error"),
     end=event(b"{}", b"done"),

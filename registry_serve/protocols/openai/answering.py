@@ -27,7 +27,7 @@ from registry_serve.signature import Request
 
 #: As OpenAI sends them; its client raises what it finds under ``error``.
 _EVENTS = Form(
-    b"text/event-stream",
+    b"text/event-stream; charset=utf-8",
     piece=event,
     failure=lambda error, _: event(openai_body(error)),
     end=event(b"[DONE]"),
