@@ -188,6 +188,7 @@ def generator_of(language: Language, model: Any, engine: str = "auto", cache_tok
         if reason is None:
             try:
                 engines.append(ContinuousEngine(model, eos, language.context, cache_tokens))
+            # Transformers has no error of its own for models that its manager does not take; these are what it raises.
             except (ValueError, AttributeError, NotImplementedError) as error:
                 reason = f"Transformers refuses it: {' '.join(str(error).split())[:200]}"
         if reason is not None and engine == "continuous":
