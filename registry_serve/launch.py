@@ -96,6 +96,8 @@ def fast_environment(folder: Path, launch: Launch, max_body_bytes: int, *, usual
         "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(2 * max_body_bytes + 2**20),
         # How long a replica that stops still takes what HAProxy sends it before it has heard of that.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+        # Serve ends a proxy that is not ready by then, and starts another, on a machine that is already busy.
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
         "RAY_USAGE_STATS_ENABLED": "0",
         **_places(folder, launch.port, usual_ports),
     }

@@ -19,6 +19,24 @@ class Model:
         self.closed = 0
 
 
+class Clock:
+    """Seconds that pass when a test says so."""
+
+    def __init__(self):
+        self.now = 1000.0
+
+    def monotonic(self):
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """The clock by which pauses after failures end."""
+    made = Clock()
+    monkeypatch.setattr("registry_serve.failures.time", made)
+    return made
+
+
 class Garage:
     """Loads models when told to and counts what happens to them."""
 
@@ -246,8 +264,8 @@ async def test_a_broken_version_evicts_nothing():
     assert garage.cache.evictions == 0
 
 
-async def test_a_failure_is_told_to_all_and_not_tried_again_for_a_while():
-    garage = Garage(retry_failed_after_s=0.05)
+async def test_a_failure_is_told_to_all_and_not_tried_again_for_a_while(clock):
+    garage = Garage(retry_failed_after_s=60)
     garage.errors["1"] = LoadFailed("m", "1", "it is broken")
     outcomes = await asyncio.gather(*(garage.use("1") for _ in range(10)), return_exceptions=True)
     assert {type(outcome) for outcome in outcomes} == {LoadFailed}
@@ -256,24 +274,24 @@ async def test_a_failure_is_told_to_all_and_not_tried_again_for_a_while():
     assert garage.cache.loads == 1
     assert garage.cache.states() == {"1": VersionState.FAILED}
     del garage.errors["1"]
-    await asyncio.sleep(0.06)
+    clock.now += 59.9
+    with pytest.raises(LoadFailed):
+        await garage.use("1")
+    clock.now += 0.1
     assert (await garage.use("1")).key == "1"
     assert garage.cache.states() == {"1": VersionState.READY}
 
 
-async def test_the_pause_grows_with_each_failure():
-    garage = Garage(retry_failed_after_s=0.02)
+async def test_the_pause_grows_with_each_failure(clock):
+    garage = Garage(retry_failed_after_s=20)
     garage.errors["1"] = LoadFailed("m", "1", "it is broken")
-    for pause in (0.02, 0.04):
-        with pytest.raises(LoadFailed):
-            await garage.use("1")
-        await asyncio.sleep(pause + 0.005)
-    with pytest.raises(LoadFailed):
-        await garage.use("1")
-    await asyncio.sleep(0.045)
-    with pytest.raises(LoadFailed):
-        await garage.use("1")
-    assert garage.cache.loads == 3
+    for loads, pause in enumerate((20, 40, 80), start=1):
+        for passes in (0, pause - 0.1):
+            clock.now += passes
+            with pytest.raises(LoadFailed):
+                await garage.use("1")
+            assert garage.cache.loads == loads
+        clock.now += 0.1
 
 
 async def test_a_registry_that_is_down_is_not_held_against_the_version():

@@ -1,26 +1,41 @@
 """The engines that generate, and texts made by them: real models of random weights, in one process."""
 
 import asyncio
+import copy
+import inspect
+import re
 import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, contextmanager
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    GenerationConfig,
+    GenerationMixin,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MinPLogitsWarper,
+    PreTrainedTokenizerFast,
+    RepetitionPenaltyLogitsProcessor,
+)
 
-from registry_serve.errors import InvalidRequest
+from registry_serve.errors import HandlerInvalid, InvalidRequest
 from registry_serve.generation import EngineFailed, RequestTooLarge, Settings, Tokens
 from registry_serve.generation.batches import TextGeneration
-from registry_serve.generation.continuous import ContinuousEngine
+from registry_serve.generation.continuous import ContinuousEngine, twin
+from registry_serve.generation.drawing import _BEYOND, DOES, _MinP, _WhereAsked, beyond
 from registry_serve.generation.generator import generator_of
 from registry_serve.generation.language import Language
 from registry_serve.generation.pieces import TokensAsText
 from registry_serve.generation.precision import Precision
 from registry_serve.generation.pretrained import Source
+from registry_serve.generation.repetition import Repetition
 from registry_serve.generation.seeds import seeded
 from registry_serve.generation.static import StaticEngine
 from registry_serve.generation.together import within
@@ -268,6 +283,148 @@ async def test_closing_ends_all_threads(languages):
             assert not thread.is_alive(), thread.name
 
 
+# --- repetition penalty and min_p ------------------------------------------------------------------------------------
+
+PENALTIES = [None, 1.7, 0.6, 1.2, None, 3.0]
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+async def test_each_request_has_a_penalty_of_its_own(languages, name):
+    language, model = languages[name]
+    given = [{} if each is None else {"repetition_penalty": each} for each in PENALTIES * 6][:32]
+    wanted = [expected(model, prompt, 30, **each) for prompt, each in zip(PROMPTS, given, strict=True)]
+    assert wanted != [expected(model, prompt, 30) for prompt in PROMPTS]
+    with continuous(language, model) as engine:
+        for _ in range(2):
+            asked = zip(PROMPTS, given, strict=True)
+            found = await asyncio.gather(*(answer(engine, prompt, Settings(30, others=each)) for prompt, each in asked))
+            assert [ids for ids, _ in found] == wanted
+
+
+async def test_penalties_are_kept_while_requests_are_taken_back_for_want_of_room(llama):
+    language, model = llama
+    given = {"repetition_penalty": 1.7}
+    settings = Settings(40, ignore_eos=True, others=given)
+    wanted = [expected(model, each, 40, eos_token_id=NO_TOKEN, **given) for each in PROMPTS[:12]]
+    with continuous(language, model, cache_tokens=160) as engine:
+        found = await many(engine, PROMPTS[:12], settings)
+    assert [ids for ids, _ in found] == wanted
+
+
+async def test_the_penalty_of_a_model_is_for_requests_that_say_none(llama):
+    language, model = llama
+    own = twin(model)
+    own.generation_config = copy.deepcopy(model.generation_config)
+    own.generation_config.update(repetition_penalty=1.7, min_p=1.0)
+    text, plain = "the river", {"return_full_text": False, "max_new_tokens": 20}
+    for engine in ("auto", "static"):
+        with generating(language, own, engine) as generator:
+            assert len(generator.status()["engines"]) == (2 if engine == "auto" else 1)
+            penalized, chosen, neutral = await asyncio.gather(
+                generator.answer([text], {"do_sample": False, **plain}),
+                generator.answer([text], {**plain, "temperature": 2.0}),  # min_p leaves the likeliest token alone
+                generator.answer([text], {"do_sample": False, "repetition_penalty": 1.0, **plain}),
+            )
+        ids = language.tokenizer(text)["input_ids"]
+        written = partial(language.tokenizer.decode, skip_special_tokens=True)
+        said = [written(ids + expected(each, ids, 20)).removeprefix(text) for each in (own, model)]
+        assert penalized == chosen == said[:1]
+        assert neutral == said[1:] != penalized
+
+
+async def test_a_model_that_asks_for_more_than_continuous_batching_does_is_answered_in_static_batches(llama, caplog):
+    language, model = llama
+    own = twin(model)
+    own.generation_config = copy.deepcopy(model.generation_config)
+    own.generation_config.update(no_repeat_ngram_size=2)
+    with generating(language, own) as generator:
+        assert [each["engine"] for each in generator.status()["engines"]] == ["static"]
+    assert "its own configuration asks for no_repeat_ngram_size" in caplog.text
+    with pytest.raises(HandlerInvalid, match="asks for no_repeat_ngram_size"), generating(language, own, "continuous"):
+        pass
+
+
+def test_what_changes_nothing_is_no_reason_for_static_batches():
+    assert beyond(GenerationConfig()) == []
+    idle = {name: value for name, value in _BEYOND.items() if value is not None}
+    assert beyond(GenerationConfig(**idle)) == []
+    assert beyond(GenerationConfig(typical_p=0.9, forced_bos_token_id=0)) == ["forced_bos_token_id", "typical_p"]
+
+
+def test_every_setting_of_transformers_that_changes_scores_is_known():
+    """Compare with where Transformers turns a configuration into processors."""
+    read = set(re.findall(r"generation_config\.([a-z]\w*)", inspect.getsource(GenerationMixin._get_logits_processor)))
+    common = {"do_sample", "temperature", "top_k", "top_p", "num_beams", "max_length", "use_cache"}
+    # The first two need an encoder, the last two leave the order of scores as it is.
+    harmless = {
+        "encoder_repetition_penalty",
+        "encoder_no_repeat_ngram_size",
+        "remove_invalid_values",
+        "renormalize_logits",
+    }
+    assert read - common - harmless - DOES == set(_BEYOND)
+
+
+def state(name, penalty, *tokens):
+    asked = {} if penalty is None else {"repetition_penalty": penalty}
+    made = SimpleNamespace(
+        request_id=name, initial_tokens=list(tokens), generated_tokens=[], logit_processor_kwargs=asked
+    )
+    return SimpleNamespace(state=made)
+
+
+def test_rows_of_requests_that_have_ended_are_used_again():
+    repetition = Repetition(8, 2, "cpu")
+    scores = torch.tensor([[1.0, -1.0, 2.0, -2.0, 3.0, -3.0, 4.0, -4.0]] * 2)
+
+    def step(*states, tokens):
+        rows = repetition.prepare_tensor_args(list(states))
+        repetition.mark(torch.tensor(tokens), rows)
+        return (repetition(scores[: len(states)], rows) / scores[: len(states)]).tolist()
+
+    for turn in range(20):
+        one, other = state(f"a{turn}", 2.0, 0, 1), state(f"b{turn}", None, 2, 3)
+        assert step(one, other, tokens=[1, 3]) == [[0.5, 2, 1, 1, 1, 1, 1, 1], [1] * 8]
+        assert step(other, one, tokens=[4, 5]) == [[1] * 8, [0.5, 2, 1, 1, 1, 2, 1, 1]]
+    kept = state("kept", 2.0, 7)
+    assert step(kept, tokens=[7]) == [[1] * 7 + [2]]
+    for turn in range(3):
+        step(state(f"c{turn}", 2.0, 0), state(f"d{turn}", 2.0, 1), tokens=[0, 1])
+    kept.state.generated_tokens = [6]  # its row was given away, and it comes back
+    assert step(kept, tokens=[6]) == [[1] * 6 + [0.5, 2]]
+
+
+def test_what_a_gpu_computes_of_penalties_is_the_same():
+    """A GPU takes all rows, also those of requests without a penalty."""
+    repetition = Repetition(50, 8, "cpu")
+    chance = torch.Generator().manual_seed(0)
+    prompts = torch.randint(50, (8, 5), generator=chance).tolist()
+    states = [state(str(each), PENALTIES[each % 6], *prompts[each]) for each in range(8)]
+    rows = repetition.prepare_tensor_args(states)
+    repetition.mark(torch.tensor([prompt[-1] for prompt in prompts]), rows)
+    scores = torch.randn((8, 50), generator=chance)
+    found = repetition(scores, rows)
+    assert torch.equal(found, repetition._penalize(scores, rows.long()))
+    for place, each in enumerate(states):
+        penalty = each.state.logit_processor_kwargs.get("repetition_penalty", 1.0)
+        own = RepetitionPenaltyLogitsProcessor(penalty)(torch.tensor([prompts[place]]), scores[place : place + 1])
+        assert torch.equal(found[place : place + 1], own)
+
+
+def test_min_p_leaves_what_transformers_leaves():
+    scores = torch.randn((6, 50), generator=torch.Generator().manual_seed(0)) * 3
+    least = [0.0, 0.05, 0.3, 0.0, 1.0, 0.7]
+    states = [SimpleNamespace(state=SimpleNamespace(logit_processor_kwargs={"min_p": each})) for each in least]
+    processor = _MinP()
+    for found in (
+        processor(scores, processor.prepare_tensor_args(states)),
+        super(_WhereAsked, processor).__call__(scores, processor.prepare_tensor_args(states)),
+    ):
+        for place, each in enumerate(least):
+            own = MinPLogitsWarper(each)(None, scores[place : place + 1])
+            assert torch.equal(found[place : place + 1], own)
+
+
 # --- static batches --------------------------------------------------------------------------------------------------
 
 
@@ -297,7 +454,8 @@ async def test_what_continuous_batching_cannot_do_goes_elsewhere(llama):
         assert engine.takes(Settings(5, samples=True, top_k=3, top_p=0.9, temperature=0.3, ignore_eos=True))
         assert not engine.takes(Settings(5, samples=True, seed=1))
         assert not engine.takes(Settings(5, logprobs=0))
-        assert not engine.takes(Settings(5, others={"repetition_penalty": 1.2}))
+        assert engine.takes(Settings(5, others={"repetition_penalty": 1.2, "min_p": 0.1}))
+        assert not engine.takes(Settings(5, others={"repetition_penalty": 1.2, "num_beams": 2}))
 
 
 async def test_a_seed_repeats_an_answer_whoever_else_asks(llama):

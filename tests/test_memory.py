@@ -126,16 +126,19 @@ async def test_a_model_that_does_not_come_back_makes_the_replica_unhealthy(plane
         made.check_health()
 
 
-async def test_a_copy_that_hangs_behind_a_newer_one_of_its_version_makes_the_replica_unhealthy(plane):
-    async with plane(stuck_after_s=0.4, request_timeout_s=0.3) as made:
-        asking = asyncio.ensure_future(ask(made, "2", "sleep 2"))
-        await asyncio.sleep(0.2)
-        for version in ("6", "2"):
-            await ask(made, version, "a")
-        assert len([key for key, _ in made.cache.models() if key.number == "2"]) == 2
-        await until(lambda: max(model.busy_s for _, model in made.cache.models()) > 0.5)
-        with pytest.raises(ReplicaStuck, match="A call of version 2"):
-            made.check_health()
+async def test_a_copy_that_hangs_behind_a_newer_one_of_its_version_makes_the_replica_unhealthy(plane, tmp_path):
+    async with plane(stuck_after_s=2, request_timeout_s=2) as made:
+        asking = asyncio.ensure_future(ask(made, "2", f"until {tmp_path / 'told'}"))
+        try:
+            await until(lambda: any(model.busy_s for _, model in made.cache.models()))
+            for version in ("6", "2"):
+                await ask(made, version, "a")
+            assert len([key for key, _ in made.cache.models() if key.number == "2"]) == 2
+            await until(lambda: max(model.busy_s for _, model in made.cache.models()) > 2)
+            with pytest.raises(ReplicaStuck, match="A call of version 2"):
+                made.check_health()
+        finally:
+            (tmp_path / "told").touch()
         await asyncio.gather(asking, return_exceptions=True)
 
 

@@ -86,7 +86,9 @@ def refuse(monkeypatch, capsys, shelf):
 
     def ask(*words, uri=shelf.uri):
         capsys.readouterr()  # what MLflow said so far
-        monkeypatch.setattr(sys, "argv", ["registry-serve", "run", *words, "--tracking-uri", uri])
+        # A port of its own first: another test may listen on the one that the command would take.
+        given = ["--port", str(free_port()), *words, "--tracking-uri", uri]
+        monkeypatch.setattr(sys, "argv", ["registry-serve", "run", *given])
         with pytest.raises(SystemExit) as ended:
             cli.main()
         assert ended.value.code == 1
@@ -169,6 +171,7 @@ def test_variables_that_are_set_already_win(monkeypatch, tmp_path):
     assert made["PATH"] == os.environ["PATH"]
     assert int(made["RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH"]) > 1000
     assert int(made["RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S"]) > 300
+    assert made["RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"] == "60"
 
 
 def test_two_clusters_share_neither_files_nor_ports(tmp_path):

@@ -46,12 +46,16 @@ def llama(tmp_path_factory):
 @pytest.fixture(scope="module")
 def alone(llama):
     """What one process generates."""
+    return generated(llama)
+
+
+def generated(llama, **options):
     tokenizer = AutoTokenizer.from_pretrained(llama)
     model = AutoModelForCausalLM.from_pretrained(llama)
     texts = []
     for prompt in PROMPTS:
         ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
-        made = model.generate(ids, do_sample=False, max_new_tokens=24)[0]
+        made = model.generate(ids, do_sample=False, max_new_tokens=24, **options)[0]
         both = tokenizer.decode(made, skip_special_tokens=True)
         texts.append(both.removeprefix(tokenizer.decode(ids[0], skip_special_tokens=True)))
     return texts
@@ -188,11 +192,21 @@ def drawn(tokenizer, model, ids, text):
 
 @pytest.mark.cluster
 def test_what_only_one_process_can_do_is_refused(divided):
-    for name, others in {"seed": {"do_sample": True}, "num_beams": {}, "repetition_penalty": {}}.items():
-        answer = ask(divided, **others, **{name: 2})
+    for name, others in {"seed": {"do_sample": True}, "num_beams": {}, "no_repeat_ngram_size": {}}.items():
+        answer = ask(divided, **others, **{name: 2}, repetition_penalty=1.2)
         assert answer.status_code == 422
-        assert name in str(answer.json()["errors"])
+        (error,) = answer.json()["errors"]
+        assert error["message"].endswith(f" cannot do: {name}")
     assert ask(divided).status_code == 200
+
+
+@pytest.mark.cluster
+def test_several_processes_penalize_what_one_does(divided, llama, alone):
+    penalized = generated(llama, repetition_penalty=1.7)
+    assert penalized != alone
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda prompt: ask(divided, prompt, repetition_penalty=1.7), PROMPTS * 2))
+    assert [answer.json()["outputs"] for answer in answers] == [[text] for text in penalized * 2]
 
 
 @pytest.mark.cluster

@@ -51,6 +51,9 @@ class Shout(PythonModel):
             raise StopIteration
         if str(value).startswith("sleep "):
             time.sleep(float(value.split()[1]))
+        if str(value).startswith("until "):
+            while not Path(value.split()[1]).exists():
+                time.sleep(0.01)
 
 
 class Broken(PythonModel):

@@ -32,7 +32,7 @@ from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
 from registry_serve.generation import EngineFailed, EngineLost, RequestTooLarge, Settings, Tokens
 from registry_serve.generation.attention import EACH_ALONE, SIDE_BY_SIDE, can_attend_alone
-from registry_serve.generation.drawing import drawing, processors
+from registry_serve.generation.drawing import DOES, drawing, processors
 from registry_serve.generation.memory import cache_tokens_for, is_beyond_repair
 
 _PAGE_TOKENS = 32
@@ -88,7 +88,7 @@ class ContinuousEngine:
 
     def takes(self, settings: Settings) -> bool:
         """Say whether it can generate like this: the same for all places of an answer, by chance or not."""
-        return not settings.others and settings.seed is None and settings.logprobs is None
+        return settings.others.keys() <= DOES and settings.seed is None and settings.logprobs is None
 
     @property
     def lost(self) -> bool:
@@ -177,7 +177,7 @@ class ContinuousEngine:
         )
         if alone:
             self._model.set_attn_implementation(EACH_ALONE)
-        manager.logit_processor = processors(self._vocabulary)
+        manager.logit_processor = processors(self._vocabulary, _MOST_AT_A_TIME, self._model.device)
         manager.start()
         return manager
 

@@ -1,4 +1,4 @@
-"""Drawing tokens by chance in continuous batching: each request in its own way, and only those that ask for it.
+"""Which token comes next in continuous batching: for each request in its own way, by chance only where it asks for it.
 
 Transformers' manager either draws for all of its requests or for none, and where it draws, it sorts the vocabulary for
 each of them. Here it draws for none: it takes the likeliest token, and those that are to be drawn have noise added to
@@ -14,6 +14,29 @@ from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogit
 from transformers.generation.continuous_batching import cb_logits_processors as transformed
 
 from registry_serve.generation import Settings
+from registry_serve.generation.repetition import Repetition
+
+#: Of Transformers' names, those that this does beside what every engine does.
+DOES = frozenset({"min_p", "repetition_penalty"})
+#: Those that it does not do and a model's own configuration may have, and what they are when they do nothing.
+_BEYOND = {
+    "bad_words_ids": [],
+    "begin_suppress_tokens": [],
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+    "exponential_decay_length_penalty": None,
+    "forced_bos_token_id": None,
+    "forced_eos_token_id": None,
+    "guidance_scale": 1.0,
+    "min_length": 0,
+    "min_new_tokens": 0,
+    "no_repeat_ngram_size": 0,
+    "sequence_bias": {},
+    "suppress_tokens": [],
+    "top_h": None,
+    "typical_p": 1.0,
+    "watermarking_config": None,
+}
 
 
 class _WhereAsked:
@@ -52,6 +75,29 @@ class _TopK(_WhereAsked, transformed.ContinuousBatchingTopKLogitsWarper):
         self.unused = vocabulary
 
 
+class _LeastShare(transformed.ContinuousBatchingLogitsProcessor):
+    """Leaves only tokens that are at least so likely, measured by the likeliest one. 0 leaves all."""
+
+    def __init__(self) -> None:
+        self.supported_kwargs = {"min_p": float}
+        self.ignored_kwargs = ()
+
+    def fill_defaults(self, int32_tensor: torch.Tensor) -> None:
+        int32_tensor.zero_()
+
+    def prepare_tensor_args(self, requests_with_new_token: list[Any]) -> torch.Tensor:
+        least = [each.state.logit_processor_kwargs.get("min_p", 0.0) for each in requests_with_new_token]
+        return torch.tensor(least, dtype=torch.float32).view(torch.int32)
+
+    def __call__(self, scores: torch.Tensor, tensor_arg: torch.Tensor) -> torch.Tensor:
+        least = tensor_arg[: scores.shape[0]].view(torch.float32).log().unsqueeze(-1)
+        return scores.masked_fill(scores < scores.amax(-1, keepdim=True) + least, -torch.inf)
+
+
+class _MinP(_WhereAsked, _LeastShare):
+    unused = 0
+
+
 class _ByChance(transformed.ContinuousBatchingLogitsProcessor):
     """Lets chance decide, for the requests that say so."""
 
@@ -83,33 +129,56 @@ class _ByChance(transformed.ContinuousBatchingLogitsProcessor):
         return self._chances
 
 
-def processors(vocabulary: int) -> Any:
+class _Processors(transformed.ContinuousBatchingLogitsProcessorList):
+    """Changes scores as ``generate`` does: the penalty first, then what draws, in Transformers' order."""
+
+    def __init__(self, repetition: Repetition, *others: Any) -> None:
+        super().__init__(LogitsProcessorList([repetition, *others]))
+        self.tensors_required = 1 + len(others)
+        self._repetition = repetition
+
+    def __call__(self, input_ids: Any, scores: torch.Tensor, logits_processor_args: torch.Tensor) -> torch.Tensor:
+        self._repetition.mark(input_ids, logits_processor_args[0])
+        changed: torch.Tensor = super().__call__(input_ids, scores, logits_processor_args)
+        return changed
+
+
+def processors(vocabulary: int, requests: int, device: Any) -> Any:
     """Return what changes the scores of every step, for a manager that draws nothing by itself.
 
     Args:
         vocabulary: how many tokens there are.
+        requests: how many are computed at a time.
+        device: where.
     """
-    each = [
+    return _Processors(
+        Repetition(vocabulary, requests, device),
         _Temperature(TemperatureLogitsWarper(1.0)),
         _TopK(vocabulary),
         _TopP(TopPLogitsWarper(1.0)),
+        _MinP(),
         _ByChance(),
-    ]
-    made = transformed.ContinuousBatchingLogitsProcessorList(LogitsProcessorList(each))
-    made.tensors_required = len(each)
-    return made
+    )
 
 
 def drawing(settings: Settings, vocabulary: int) -> dict[str, Any]:
     """Return what a request says to them."""
+    always = {"repetition_penalty": float(settings.others.get("repetition_penalty", 1.0))}
     if not settings.samples:
-        return {"temperature": 1.0, "top_k": vocabulary, "top_p": 1.0, "by_chance": False}
+        return {**always, "temperature": 1.0, "top_k": vocabulary, "top_p": 1.0, "min_p": 0.0, "by_chance": False}
     return {
+        **always,
         "temperature": float(settings.temperature),
         "top_k": min(settings.top_k or vocabulary, vocabulary),
         "top_p": float(settings.top_p),
+        "min_p": float(settings.others.get("min_p", 0.0)),
         "by_chance": True,
     }
+
+
+def beyond(own: Any) -> list[str]:
+    """Return the names of what a model's configuration of its generation asks for and is not done here."""
+    return [name for name, idle in _BEYOND.items() if getattr(own, name, None) not in (None, idle)]
 
 
 def _noise(scores: torch.Tensor, chances: torch.Generator | None = None) -> torch.Tensor:

@@ -10,10 +10,13 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from transformers import GenerationConfig
+
 from registry_serve.errors import HandlerInvalid, InvalidRequest
 from registry_serve.generation import Chunk, Engine, Settings, Tokens, TokenText
 from registry_serve.generation.batches import TextGeneration
 from registry_serve.generation.continuous import ContinuousEngine
+from registry_serve.generation.drawing import beyond
 from registry_serve.generation.language import Language
 from registry_serve.generation.parameters import AS_MANY_AS_FIT, MOST_ANSWERS, GenerationParameters
 from registry_serve.generation.pieces import UntilStop
@@ -30,13 +33,13 @@ class Generator:
     Args:
         language: what it reads and writes.
         engines: that generate; each request goes to the first that takes it.
-        top_k: of the model's own configuration, for requests that sample and say none.
+        own: the model's configuration, for what requests leave open.
     """
 
-    def __init__(self, language: Language, engines: Sequence[Engine], top_k: int | None = None) -> None:
+    def __init__(self, language: Language, engines: Sequence[Engine], own: GenerationConfig) -> None:
         self.language = language
         self._engines = tuple(engines)
-        self._top_k = top_k
+        self._own = own
 
     async def answer(
         self, inputs: Sequence[Any], parameters: dict[str, Any], progressed: Callable[[], None] = lambda: None
@@ -112,7 +115,7 @@ class Generator:
 
     async def _chunks(self, prompt: Prompt, asked: GenerationParameters) -> AsyncGenerator[Chunk, None]:
         language, length = self.language, len(prompt.ids)
-        settings = asked.engine_settings(language.new_tokens(prompt, asked), self._top_k)
+        settings = asked.engine_settings(language.new_tokens(prompt, asked), self._own)
         engine = self._engine(settings)
         if asked.max_new_tokens == AS_MANY_AS_FIT and engine.capacity is not None:
             settings = replace(settings, max_new_tokens=max(1, min(settings.max_new_tokens, engine.capacity - length)))
@@ -144,7 +147,10 @@ class Generator:
         for engine in self._engines:
             if engine.takes(settings):
                 return engine
-        told = ", ".join([*settings.others, *(["seed"] if settings.seed is not None else [])]) or "logprobs"
+        plain = replace(settings, seed=None, logprobs=None, others={})
+        asked = [(name, replace(plain, others={name: value})) for name, value in settings.others.items()]
+        asked += [(name, replace(plain, **{name: getattr(settings, name)})) for name in ("seed", "logprobs")]
+        told = ", ".join(name for name, each in asked if not any(engine.takes(each) for engine in self._engines))
         message = f"ask for something that this deployment's engine cannot do: {told}"
         raise InvalidRequest([{"location": ["parameters"], "message": message}])
 
@@ -197,22 +203,9 @@ def generator_of(language: Language, model: Any, engine: str = "auto", cache_tok
             )
         if reason is not None:
             logger.warning("%s is answered in static batches: %s.", language.source.name, reason)
-        else:
-            tell_of_penalty(language, model)
     pad = language.tokenizer.pad_token_id
     engines.append(StaticEngine(model, precision, pad, eos, encodes=language.encodes, context=language.context))
-    return Generator(language, engines, model.generation_config.top_k)
-
-
-def tell_of_penalty(language: Language, model: Any) -> None:
-    """Log it if a model's own configuration asks for what continuous batching does not do."""
-    penalty = model.generation_config.repetition_penalty
-    if penalty not in (None, 1.0):
-        logger.warning(
-            "%s comes with a repetition_penalty of %s, which continuous batching does not know.",
-            language.source.name,
-            penalty,
-        )
+    return Generator(language, engines, model.generation_config)
 
 
 def _obstacle(language: Language, model: Any) -> str | None:
@@ -221,6 +214,8 @@ def _obstacle(language: Language, model: Any) -> str | None:
         return "it has an encoder"
     if language.source.precision.autocast is not None:
         return "autocast_dtype is set"
+    if names := beyond(model.generation_config):
+        return f"its own configuration asks for {', '.join(names)}"
     if getattr(model, "hf_device_map", None) and len(set(model.hf_device_map.values())) > 1:
         return "it is spread over several GPUs; tensor_parallel divides it in another way"
     return None

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from registry_serve.errors import InvalidRequest
 from registry_serve.generation import Settings
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig
 
 #: A ``max_new_tokens`` that no context is as long as: the answer may be as long as the model and its engine can hold.
 AS_MANY_AS_FIT = 2**31 - 1
@@ -125,16 +128,20 @@ class GenerationParameters(BaseModel):
             "stop_strings": list(self.stop) or None,
         }
 
-    def engine_settings(self, new_tokens: int, top_k: int | None) -> Settings:
+    def engine_settings(self, new_tokens: int, own: GenerationConfig) -> Settings:
         """Return what an engine is asked for.
 
         Args:
             new_tokens: how many there may be.
-            top_k: of the model, where the request says none.
+            own: the model's configuration, for what the request leaves open.
         """
-        chosen = self.top_k if self.top_k is not None else top_k
+        chosen = self.top_k if self.top_k is not None else own.top_k
         names = ("min_new_tokens", "repetition_penalty", "no_repeat_ngram_size", "length_penalty", "early_stopping")
         others = {name: getattr(self, name) for name in (*names, *(("min_p", "typical_p") if self.samples else ()))}
+        if self.repetition_penalty is None and own.repetition_penalty != 1.0:
+            others["repetition_penalty"] = own.repetition_penalty
+        if self.samples and self.min_p is None:
+            others["min_p"] = own.min_p
         if self.num_beams > 1:
             others["num_beams"] = self.num_beams
         return Settings(

@@ -28,7 +28,8 @@ from registry_serve.errors import HandlerInvalid
 from registry_serve.generation import Settings, Tokens
 from registry_serve.generation.continuous import ContinuousEngine
 from registry_serve.generation.division import require_divisible
-from registry_serve.generation.generator import Generator, tell_of_penalty
+from registry_serve.generation.drawing import beyond
+from registry_serve.generation.generator import Generator
 from registry_serve.generation.language import Language
 from registry_serve.generation.part import HERE, WATCHED_EACH_S, Part, Rank, told
 
@@ -55,8 +56,10 @@ def divided(language: Language, ranks: int, cache_tokens: int | None = None) -> 
     """
     require_divisible(language, ranks)
     engine = Ranks(language, ranks, cache_tokens)
-    tell_of_penalty(language, engine.model)
-    return Generator(language, [engine], engine.model.generation_config.top_k)
+    if names := beyond(engine.model.generation_config):
+        said = "The configuration of %s asks for %s, which a model that is divided does not do."
+        logger.warning(said, language.source.name, ", ".join(names))
+    return Generator(language, [engine], engine.model.generation_config)
 
 
 class Ranks:

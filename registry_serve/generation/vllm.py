@@ -154,7 +154,7 @@ def generator_with_vllm(language: Language) -> Generator:
         trusted=source.trusted,
         tensor_parallel=max(1, torch.cuda.device_count()),
     )
-    return Generator(language, [engine], own.top_k)
+    return Generator(language, [engine], own)
 
 
 def _told(new: Any, eos: frozenset[int]) -> Tokens:
