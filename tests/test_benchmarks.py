@@ -168,7 +168,8 @@ def test_a_server_that_ends_by_itself_is_told_with_its_last_words():
 
 def test_an_interrupted_measurement_leaves_no_process_behind(tmp_path):
     code = (
-        "import sys, time\nfrom benchmarks.processes import started\n"
+        "import signal, sys, time\nfrom benchmarks.processes import started\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background jobs ignore it
         "with started('test', [sys.executable, '-c', 'import time; time.sleep(600)'], {}) as running:\n"
         "    print(running.process.pid, flush=True)\n    time.sleep(600)\n"
     )

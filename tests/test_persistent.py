@@ -165,14 +165,16 @@ def test_why_one_cannot_listen_is_told():
 
 
 def test_a_cluster_of_its_own_is_ended_when_nothing_can_be_given_to_it(monkeypatch):
-    ports, ends, clusters = [], [], [None, SimpleNamespace(address="", session="", ask=refuse)]
+    preferred, ports, ends = free_port(), [], []
+    clusters = [None, SimpleNamespace(address="", session="", ask=refuse)]
+    monkeypatch.setattr(starting, "_PREFERRED_PORT", preferred)
     monkeypatch.setattr(starting, "connected", lambda tell: nullcontext(clusters.pop(0)))
     monkeypatch.setattr(
         starting, "start", lambda *given: ports.append(given[2]) or SimpleNamespace(end=lambda: ends.append(1))
     )
     with pytest.raises(ConfigurationError, match="refused"):
-        registry_serve.serve("org/model", port_number=free_port(), enable_restful_api=True, restful_api_port=8000)
-    assert (ends, 8000 in ports) == ([1], False)
+        registry_serve.serve("org/model", port_number=free_port(), enable_restful_api=True, restful_api_port=preferred)
+    assert (ends, preferred in ports) == ([1], False)
 
 
 def refuse(*given, tell):
