@@ -24,6 +24,7 @@ from tests.mlflow_server import free_port
 from tests.toys import Shelf
 
 logging.getLogger("mlflow").setLevel(logging.ERROR)
+os.environ["RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"] = "60"  # Serve kills a proxy that starts more slowly
 
 
 def pytest_collection_modifyitems(items):
@@ -123,7 +124,6 @@ class Cluster:
 def cluster():
     """One small cluster for the whole run, or for each process of it."""
     os.environ["RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S"] = "0"
-    os.environ["RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"] = "60"  # Serve kills a proxy that starts more slowly
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ["RUNTIME_ENV_RETRY_TIMES"] = "1"  # an environment that cannot be made is not tried for a minute
     import ray

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, contextmanager
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -24,12 +25,13 @@ from transformers import (
     PreTrainedTokenizerFast,
     RepetitionPenaltyLogitsProcessor,
 )
+from transformers.generation.continuous_batching.requests import RequestState
 
 from registry_serve.errors import HandlerInvalid, InvalidRequest
 from registry_serve.generation import EngineFailed, RequestTooLarge, Settings, Tokens
 from registry_serve.generation.batches import TextGeneration
 from registry_serve.generation.continuous import ContinuousEngine, twin
-from registry_serve.generation.drawing import _BEYOND, DOES, _MinP, _WhereAsked, beyond
+from registry_serve.generation.drawing import _BEYOND, DOES, _MinP, _WhereAsked, beyond, processors
 from registry_serve.generation.generator import generator_of
 from registry_serve.generation.language import Language
 from registry_serve.generation.pieces import TokensAsText
@@ -301,14 +303,58 @@ async def test_each_request_has_a_penalty_of_its_own(languages, name):
             assert [ids for ids, _ in found] == wanted
 
 
-async def test_penalties_are_kept_while_requests_are_taken_back_for_want_of_room(llama):
+async def test_penalties_are_kept_while_requests_are_taken_back_for_want_of_room(llama, monkeypatch):
     language, model = llama
+    taken_back, take_back = [], RequestState.create_equivalent_initial_request
+    monkeypatch.setattr(
+        RequestState, "create_equivalent_initial_request", lambda own: taken_back.append(own) or take_back(own)
+    )
     given = {"repetition_penalty": 1.7}
     settings = Settings(40, ignore_eos=True, others=given)
     wanted = [expected(model, each, 40, eos_token_id=NO_TOKEN, **given) for each in PROMPTS[:12]]
     with continuous(language, model, cache_tokens=160) as engine:
         found = await many(engine, PROMPTS[:12], settings)
     assert [ids for ids, _ in found] == wanted
+    assert taken_back
+
+
+async def test_penalties_stay_apart_while_another_prompt_is_read_in_steps(llama):
+    """Meanwhile a step has more places than there are requests with a new token."""
+    language, model = llama
+    settings = Settings(30, ignore_eos=True, others={"repetition_penalty": 1.7})
+    wanted = [expected(model, prompt, 30, eos_token_id=NO_TOKEN, repetition_penalty=1.7) for prompt in PROMPTS[:6]]
+    with continuous(language, model, cache_tokens=8192) as engine:
+        async with aclosing(engine.submit(PROMPTS[0], replace(settings, max_new_tokens=4))) as first:
+            begun = asyncio.ensure_future(anext(first))
+            others = [asyncio.ensure_future(answer(engine, each, settings)) for each in PROMPTS[1:6]]
+            ids = [*(await begun).ids]
+            reading = asyncio.ensure_future(answer(engine, [7] * 3500, Settings(2)))
+            ids += [token async for tokens in first for token in tokens.ids]
+        found = [ids, *(each for each, _ in await asyncio.gather(*others))]
+        await reading
+        repetition = engine._manager.logit_processor._repetition
+        marked = [set(repetition._marks[row].nonzero().flatten().tolist()) for row in repetition._rows.values()]
+    assert found == [wanted[0][:4], *wanted[1:]]
+    for prompt, ids in zip(PROMPTS[:6], found, strict=True):
+        assert {*prompt, *ids[:-1]} in marked
+
+
+async def test_a_token_without_a_score_penalizes_nothing(llama):
+    language, model = llama
+    larger = LlamaForCausalLM(copy.deepcopy(model.config)).eval()
+    larger.load_state_dict(model.state_dict())
+    vocabulary = larger.config.vocab_size
+    rows = torch.nn.Embedding(vocabulary + 4, larger.config.hidden_size)
+    with torch.no_grad():
+        rows.weight[:vocabulary] = larger.model.embed_tokens.weight
+    larger.model.embed_tokens = rows
+    prompt, given = [5, vocabulary + 2, 9], {"repetition_penalty": 1.7}
+    with continuous(language, larger) as engine:
+        for others in ({}, given):
+            settings = Settings(10, ignore_eos=True, others=others)
+            assert (await answer(engine, prompt, settings))[0] == expected(
+                larger, prompt, 10, eos_token_id=NO_TOKEN, **others
+            )
 
 
 async def test_the_penalty_of_a_model_is_for_requests_that_say_none(llama):
@@ -355,13 +401,7 @@ def test_every_setting_of_transformers_that_changes_scores_is_known():
     """Compare with where Transformers turns a configuration into processors."""
     read = set(re.findall(r"generation_config\.([a-z]\w*)", inspect.getsource(GenerationMixin._get_logits_processor)))
     common = {"do_sample", "temperature", "top_k", "top_p", "num_beams", "max_length", "use_cache"}
-    # The first two need an encoder, the last two leave the order of scores as it is.
-    harmless = {
-        "encoder_repetition_penalty",
-        "encoder_no_repeat_ngram_size",
-        "remove_invalid_values",
-        "renormalize_logits",
-    }
+    harmless = {"remove_invalid_values", "renormalize_logits"}  # the order of scores stays as it is
     assert read - common - harmless - DOES == set(_BEYOND)
 
 
@@ -392,6 +432,21 @@ def test_rows_of_requests_that_have_ended_are_used_again():
         step(state(f"c{turn}", 2.0, 0), state(f"d{turn}", 2.0, 1), tokens=[0, 1])
     kept.state.generated_tokens = [6]  # its row was given away, and it comes back
     assert step(kept, tokens=[6]) == [[1] * 6 + [0.5, 2]]
+
+
+def test_places_that_nobody_has_in_a_step_mark_nothing():
+    one, other = state("one", 2.0, 0), state("other", 2.0, 1)
+    for each in (one, other):
+        each.has_new_token = True
+    made, storage = processors(8, 4, "cpu"), torch.full((6, 4), 3, dtype=torch.int32)
+    made.prepare_tensor_args([one, other], storage)
+    made.prepare_tensor_args([other], storage)  # it has the first place now
+    scores = torch.ones((4, 8))
+    found = made(torch.tensor([2, 5, 6, 7]), scores, storage)
+    assert found[0].tolist() == [1, 0.5, 0.5, 1, 1, 1, 1, 1]
+    made.prepare_tensor_args([other, one], storage)
+    found = made(torch.tensor([2, 0, 6, 7]), scores, storage)
+    assert found[:2].tolist() == [[1, 0.5, 0.5, 1, 1, 1, 1, 1], [0.5, 1, 1, 1, 1, 1, 1, 1]]
 
 
 def test_what_a_gpu_computes_of_penalties_is_the_same():

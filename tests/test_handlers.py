@@ -146,10 +146,21 @@ async def test_a_decorated_predict_is_called_like_any_other():
 # --- batching --------------------------------------------------------------------------------------------------------
 
 
+async def until(true):
+    for _ in range(1000):
+        if true():
+            return
+        await asyncio.sleep(0.01)
+    raise TimeoutError
+
+
 class InPlace:
     """Changes what it is given, and fails a batch with a bad input in it."""
 
+    calls = 0
+
     def predict(self, model_requests):
+        InPlace.calls += 1
         time.sleep(1 if model_requests[0]["input"]["text"] == "first" else 0)
         for request in model_requests:
             request["input"]["text"] = f"query: {request['input']['text']}"
@@ -164,8 +175,9 @@ async def test_what_a_handler_changes_in_place_reaches_nobody_else():
         return {"inputs": [{"text": text}], "parameters": {"stop": []}}
 
     async with served(InPlace) as http:
+        before = InPlace.calls
         first = asyncio.create_task(ask(http, body("first")))
-        await asyncio.sleep(0.05)
+        await until(lambda: InPlace.calls > before)
         good, bad, fine = await asyncio.gather(*(http.post("/predict", json=body(t)) for t in ("good", "bad", "fine")))
         await first
     assert good.json() == {"outputs": [["query: good", 1]]}
@@ -191,7 +203,7 @@ class Slow:
 async def test_callers_with_different_parameters_each_get_their_own_and_equal_ones_share_a_call():
     async with served(Slow) as http:
         first = asyncio.create_task(ask(http, {"inputs": ["first"]}))
-        await asyncio.sleep(0.05)
+        await until(lambda: Slow.last.calls)
         bodies = [{"inputs": [f"{n}"], "parameters": {"t": n % 2}} for n in range(8)]
         answers = await asyncio.gather(*(ask(http, body) for body in bodies))
         await first
@@ -203,7 +215,7 @@ async def test_callers_with_different_parameters_each_get_their_own_and_equal_on
 async def test_a_handler_that_raises_for_one_caller_fails_that_one_alone():
     async with served(Slow) as http:
         first = asyncio.create_task(ask(http, {"inputs": ["first"]}))
-        await asyncio.sleep(0.05)
+        await until(lambda: Slow.last.calls)
         answers = await asyncio.gather(*(http.post("/predict", json={"inputs": [each]}) for each in ("a", "bad", "b")))
         await first
     assert [answer.status_code for answer in answers] == [200, 500, 200]
@@ -225,7 +237,7 @@ async def test_a_handlers_answer_must_have_one_output_for_each_input():
 async def test_bodies_that_are_too_large_together_go_one_after_the_other():
     async with served(Slow, batching=BatchPolicy("on", max_batch_bytes=100)) as http:
         first = asyncio.create_task(ask(http, {"inputs": ["first"]}))
-        await asyncio.sleep(0.05)
+        await until(lambda: Slow.last.calls)
         await asyncio.gather(*(ask(http, {"inputs": ["x" * 60]}) for _ in range(3)))
         await first
     assert [len(call) for call in Slow.last.calls] == [1, 1, 1, 1]
@@ -365,14 +377,6 @@ async def test_a_model_waits_for_a_client_that_reads_slowly_and_not_for_ever():
         assert (await ask(http, {"inputs": [1]}))["outputs"][0] < 400
 
 
-async def until(true):
-    for _ in range(1000):
-        if true():
-            return
-        await asyncio.sleep(0.01)
-    raise TimeoutError
-
-
 def stuck(plane):
     try:
         plane.check_health()
@@ -395,6 +399,7 @@ class Hanging:
 
 
 async def test_a_stream_that_goes_on_is_not_stuck_and_a_call_that_does_not_is():
+    Hanging.goes_on.clear()
     async with served(Hanging, stuck_after_s=0.8, request_timeout_s=0.8) as http:
         pieces = http.plane.generate(None, b'{"inputs": 1}')
         await anext(pieces)
@@ -522,7 +527,7 @@ async def test_equal_parameters_share_a_call_whatever_they_are_made_into():
     async with served(Days) as http:
         body = {"inputs": ["a"], "day": "2026-11-21"}
         first = asyncio.create_task(ask(http, body))
-        await asyncio.sleep(0.05)
+        await until(lambda: Days.calls)
         answers = await asyncio.gather(*(ask(http, body) for _ in range(5)))
         await first
     assert answers == [{"outputs": ["21"]}] * 5

@@ -48,6 +48,7 @@ ray.init(
     num_cpus=4, num_gpus=2, resources={"accelerator_type:A100": 2}, include_dashboard=False, log_to_driver=False,
     object_store_memory=80 * 2**20,
 )
+serve.start(http_options={"location": "NoServer"})  # what is asked is asked through handles
 told = {}
 for name, resources in {
     "whole": Resources(gpus=1, gpu_type="a100_40gb"), "half": Resources(gpus=0.5), "none": Resources(cpus=0.1)

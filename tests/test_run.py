@@ -165,6 +165,7 @@ def test_a_cluster_that_runs_already_is_not_joined(refuse, monkeypatch):
 
 def test_variables_that_are_set_already_win(monkeypatch, tmp_path):
     monkeypatch.setenv("RAY_SERVE_HAPROXY_NBTHREAD", "7")
+    monkeypatch.delenv("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S")
     made = launch.fast_environment(tmp_path, planned(replicas=3, drain_s=300), 1000)
     assert made["RAY_SERVE_HAPROXY_NBTHREAD"] == "7"
     assert made["RAY_SERVE_THROUGHPUT_OPTIMIZED"] == "1"

@@ -184,7 +184,7 @@ class ContinuousEngine:
     def _end(self, manager: Any) -> None:
         if manager.is_running():
             manager.stop(block=True, timeout=_STOP_S, hard_stop=True)
-        manager.batch_processor = None
+        manager.batch_processor = manager.logit_processor = None
 
     async def _running(self) -> Any:
         """Return a manager that takes requests; another one where the last has failed.

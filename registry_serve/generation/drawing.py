@@ -22,6 +22,8 @@ DOES = frozenset({"min_p", "repetition_penalty"})
 _BEYOND = {
     "bad_words_ids": [],
     "begin_suppress_tokens": [],
+    "encoder_no_repeat_ngram_size": 0,
+    "encoder_repetition_penalty": 1.0,
     "epsilon_cutoff": 0.0,
     "eta_cutoff": 0.0,
     "exponential_decay_length_penalty": None,
@@ -136,6 +138,12 @@ class _Processors(transformed.ContinuousBatchingLogitsProcessorList):
         super().__init__(LogitsProcessorList([repetition, *others]))
         self.tensors_required = 1 + len(others)
         self._repetition = repetition
+
+    def prepare_tensor_args(self, requests_in_batch: list[Any], arg_storage: torch.Tensor) -> torch.Tensor:
+        """Say what belongs to which place of the next step; places beyond belong to nobody."""
+        self._repetition.fill_defaults(arg_storage[0])  # else they would mark what others have
+        prepared: torch.Tensor = super().prepare_tensor_args(requests_in_batch, arg_storage)
+        return prepared
 
     def __call__(self, input_ids: Any, scores: torch.Tensor, logits_processor_args: torch.Tensor) -> torch.Tensor:
         self._repetition.mark(input_ids, logits_processor_args[0])

@@ -138,10 +138,10 @@ class GenerationParameters(BaseModel):
         chosen = self.top_k if self.top_k is not None else own.top_k
         names = ("min_new_tokens", "repetition_penalty", "no_repeat_ngram_size", "length_penalty", "early_stopping")
         others = {name: getattr(self, name) for name in (*names, *(("min_p", "typical_p") if self.samples else ()))}
-        if self.repetition_penalty is None and own.repetition_penalty != 1.0:
-            others["repetition_penalty"] = own.repetition_penalty
-        if self.samples and self.min_p is None:
-            others["min_p"] = own.min_p
+        if self.repetition_penalty is None and own.repetition_penalty not in (None, 1.0):
+            others["repetition_penalty"] = float(own.repetition_penalty)
+        if self.samples and self.min_p is None and own.min_p is not None:
+            others["min_p"] = float(own.min_p)
         if self.num_beams > 1:
             others["num_beams"] = self.num_beams
         return Settings(

@@ -31,7 +31,8 @@ class Repetition(transformed.ContinuousBatchingLogitsProcessor):
         self.ignored_kwargs = ()
         # Twice as many: a step may still be under way while the next one is prepared.
         rows = 2 * requests + 1
-        self._marks = torch.zeros((rows, vocabulary), dtype=torch.bool, device=device)
+        self._beyond = vocabulary  # of some models, prompts have tokens that have no score
+        self._marks = torch.zeros((rows, vocabulary + 1), dtype=torch.bool, device=device)
         self._penalties = torch.ones(rows, device=device)
         self._rows: OrderedDict[str, int] = OrderedDict()  # by the request's name; last used last
         self._unused = list(range(rows - 1, _NO_ROW, -1))
@@ -54,7 +55,7 @@ class Repetition(transformed.ContinuousBatchingLogitsProcessor):
         """Mark the last token of each request. Shapes: (requests,), (at least as many as requests,)."""
         rows = tensor_arg[: tokens.shape[0]].long()
         if tokens.device.type != "cpu" or rows.any():
-            self._marks[rows, tokens.long()] = True
+            self._marks[rows, tokens.long().clamp(max=self._beyond)] = True
 
     def __call__(self, scores: torch.Tensor, tensor_arg: torch.Tensor) -> torch.Tensor:
         """Change the scores. Shapes: (requests, vocabulary), (at least as many as requests,)."""
@@ -67,8 +68,9 @@ class Repetition(transformed.ContinuousBatchingLogitsProcessor):
     def _begin(self, state: Any) -> None:
         row = self._unused.pop() if self._unused else self._rows.popitem(last=False)[1]
         self._rows[state.request_id] = row
+        has = torch.tensor(state.initial_tokens + state.generated_tokens, device=self._marks.device)
         self._marks[row] = False
-        self._marks[row, torch.tensor(state.initial_tokens + state.generated_tokens, device=self._marks.device)] = True
+        self._marks[row, has.clamp(max=self._beyond)] = True
         self._penalties[row] = _penalty(state)
         if self._marks.device.type == "cuda":
             torch.cuda.current_stream().synchronize()  # steps are computed in a stream of their own
@@ -76,7 +78,7 @@ class Repetition(transformed.ContinuousBatchingLogitsProcessor):
     def _penalize(self, scores: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         penalties = self._penalties[rows].unsqueeze(-1)
         changed = torch.where(scores < 0, scores * penalties, scores / penalties)
-        return torch.where(self._marks[rows], changed, scores)
+        return torch.where(self._marks[rows, : scores.shape[-1]], changed, scores)
 
 
 def _penalty(state: Any) -> float:

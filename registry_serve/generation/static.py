@@ -1,4 +1,4 @@
-"""The engine for what continuous batching cannot do: encoder-decoders, beam search, penalties, seeds, probabilities.
+"""The engine for what continuous batching cannot do: encoder-decoders, beam search, seeds, probabilities and more.
 
 Requests that have gathered while the model was busy go through ``generate`` together, where their settings are the
 same; the longest answer decides when the next can begin. Tokens are told as they come, but for beams.
