@@ -12,7 +12,7 @@ import pytest
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
-from registry_serve.errors import ConfigurationError, GenerationUnsupported, InvalidRequest
+from registry_serve.errors import ConfigurationError, GenerationUnsupported, InvalidRequest, LoadFailed
 from registry_serve.models.attempts import Attempts
 from registry_serve.models.held import load_held
 from registry_serve.models.isolated import load_isolated
@@ -92,6 +92,36 @@ async def test_each_version_generates_by_an_engine_and_answers_as_its_signature_
             "1": "continuous",
             "2": "continuous",
         }
+
+
+def test_a_model_that_cannot_be_batched_continuously_says_why_where_that_is_asked_for(shelf, tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(language_models.llama(tmp_path))
+    model.generation_config.update(no_repeat_ngram_size=2)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    with made_global(shelf.uri), mlflow.start_run(experiment_id=shelf.experiment):
+        mlflow.transformers.log_model(
+            pipeline("text-generation", model=model, tokenizer=tokenizer),
+            name="careful",
+            pip_requirements=[],
+            input_example=("The river", PARAMS),
+            registered_model_name="careful",
+        )
+    registry = Registry(RegistryAddress(shelf.uri))
+    version = registry.version("careful", "1")
+
+    def load(engine):
+        loader = Loader(LoadPolicy(engine=engine), load_isolated, Attempts(tmp_path))
+        return load_held(partial(registry.download, version), partial(loader.load, version))
+
+    with pytest.raises(LoadFailed) as failed:
+        load("continuous")
+    assert str(failed.value) == (
+        "Version 1 of 'careful' cannot be loaded: it cannot be batched continuously: its own configuration asks for "
+        "no_repeat_ngram_size."
+    )
+    held = load("auto")
+    assert [each["engine"] for each in held.engine_status()["engines"]] == ["static"]
+    held.close()
 
 
 async def test_defaults_of_the_signature_hold_for_requests_that_say_nothing(writer, plane, load):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import yaml
 
-from registry_serve.errors import LoadFailed
+from registry_serve.errors import HandlerInvalid, LoadFailed
 from registry_serve.generation import Chunk
 from registry_serve.generation.parameters import GenerationParameters
 from registry_serve.registry import ModelVersion
@@ -126,9 +126,16 @@ def load_language_model(version: ModelVersion, directory: Path, engine: str) -> 
         language = Language(
             Source(str(directory / _WEIGHTS), precision, False, str(tokenizer) if tokenizer.is_dir() else None)
         )
-        generator = generator_of(language, language.weights(), engine)
+        model = language.weights()
     except ImportError as error:
         happened = f"the Python module {error.name!r} is not installed on the server"
+        raise LoadFailed(version.model, version.number, happened) from error
+    except Exception as error:
+        raise LoadFailed(version.model, version.number, f"loading raised {type(error).__name__}") from error
+    try:
+        generator = generator_of(language, model, engine)
+    except HandlerInvalid as error:  # where the files are is nobody's business
+        happened = error.given["reason"].replace(f"the model {language.source.name!r}", "it")
         raise LoadFailed(version.model, version.number, happened) from error
     except Exception as error:
         raise LoadFailed(version.model, version.number, f"loading raised {type(error).__name__}") from error
