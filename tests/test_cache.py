@@ -4,6 +4,7 @@ import asyncio
 import gc
 import weakref
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,6 +12,7 @@ from registry_serve.cache import VersionCache
 from registry_serve.errors import ConfigurationError, DiskFull, Draining, LoadFailed, RegistryUnavailable
 from registry_serve.leases import VersionState
 from registry_serve.policies import CachePolicy
+from tests.waiting import Clock
 
 
 class Model:
@@ -19,21 +21,11 @@ class Model:
         self.closed = 0
 
 
-class Clock:
-    """Seconds that pass when a test says so."""
-
-    def __init__(self):
-        self.now = 1000.0
-
-    def monotonic(self):
-        return self.now
-
-
 @pytest.fixture
 def clock(monkeypatch):
     """The clock by which pauses after failures end."""
     made = Clock()
-    monkeypatch.setattr("registry_serve.failures.time", made)
+    monkeypatch.setattr("registry_serve.failures.time", SimpleNamespace(monotonic=made))
     return made
 
 

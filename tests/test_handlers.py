@@ -20,6 +20,7 @@ from registry_serve.policies import BatchPolicy, Limits
 from registry_serve.protocols.gate import ApiKeys
 from registry_serve.protocols.mosaicml import handler_app
 from registry_serve.rates import RateLimit
+from tests.waiting import until
 
 
 @asynccontextmanager
@@ -144,14 +145,6 @@ async def test_a_decorated_predict_is_called_like_any_other():
 
 
 # --- batching --------------------------------------------------------------------------------------------------------
-
-
-async def until(true):
-    for _ in range(1000):
-        if true():
-            return
-        await asyncio.sleep(0.01)
-    raise TimeoutError
 
 
 class InPlace:

@@ -21,6 +21,7 @@ from tests import language_models
 from tests.generated import greedy, loaded
 from tests.language_models import CONTEXT, one_thread  # noqa: F401
 from tests.leaving import Client
+from tests.waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -80,14 +81,6 @@ async def client(llama):
 def under_way(plane):
     ((_, model),) = plane.cache.models()
     return model.describe()["generation"]["under_way"]
-
-
-async def until(true):
-    for _ in range(10_000):
-        if true():
-            return
-        await asyncio.sleep(0.001)
-    raise TimeoutError
 
 
 async def texts(stream):

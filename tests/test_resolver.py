@@ -26,18 +26,9 @@ from registry_serve.policies import RegistryAddress, VersionPolicy
 from registry_serve.registry import Registry, Resolver, impatient_http
 from registry_serve.registry.lookups import MOST_ANSWERS, MOST_WAITING, RENEWAL_WAIT_S, Lookups
 from tests.mlflow_server import DOUBLE, TEXT, Place, embedded, made_global, shared_server
+from tests.waiting import Clock
 
 ALL = VersionPolicy()
-
-
-class Clock:
-    """Seconds that pass when a test says so."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 class Watched(Registry):

@@ -4,6 +4,7 @@ import sys
 from types import ModuleType, SimpleNamespace
 
 import pytest
+from transformers import GenerationConfig
 
 from registry_serve.errors import HandlerInvalid
 from registry_serve.generation import EngineFailed, EngineLost, Likelihood, RequestTooLarge, Settings, Tokens
@@ -105,6 +106,22 @@ async def test_a_handler_answers_in_text_by_it(tmp_path, vllm):
     one._engine.outputs = [output(ids[0]), output(*ids[1:], tokenizer.eos_token_id, reason="stop")]
     assert await generator.answer(["The river"], {"do_sample": False}) == ["The river boat came"]
     assert one._engine.arguments["dtype"] == "float32"
+
+
+async def test_a_models_own_penalty_is_handed_on_and_what_is_not_done_is_told(tmp_path, vllm, caplog):
+    folder = language_models.llama(tmp_path)
+    own = GenerationConfig.from_pretrained(folder)
+    own.update(repetition_penalty=1.5, no_repeat_ngram_size=2)
+    own.save_pretrained(folder)
+    generator = HuggingFaceHandler(
+        task="text-generation", model_name_or_path=folder, model_dtype="fp32", engine="vllm"
+    ).start_engine()
+    (one,) = generator._engines
+    one._engine.outputs = [output(5, reason="length")]
+    await generator.answer(["The river"], {"do_sample": False, "max_new_tokens": 1})
+    ((_, sampling, _),) = one._engine.asked
+    assert sampling["repetition_penalty"] == 1.5
+    assert f"The configuration of {folder} asks for no_repeat_ngram_size, which is not done." in caplog.text
 
 
 async def test_settings_are_handed_on_under_the_names_of_vllm(vllm):

@@ -208,6 +208,14 @@ def generator_of(language: Language, model: Any, engine: str = "auto", cache_tok
     return Generator(language, engines, model.generation_config)
 
 
+def tell_of_what_is_not_done(language: Language, own: GenerationConfig) -> None:
+    """Log what a model's configuration asks for, where there are no static batches to do it."""
+    if names := beyond(own):
+        logger.warning(
+            "The configuration of %s asks for %s, which is not done.", language.source.name, ", ".join(names)
+        )
+
+
 def _obstacle(language: Language, model: Any) -> str | None:
     """Say why a model cannot be batched continuously, where that is known before it is tried."""
     if language.encodes:

@@ -28,8 +28,7 @@ from registry_serve.errors import HandlerInvalid
 from registry_serve.generation import Settings, Tokens
 from registry_serve.generation.continuous import ContinuousEngine
 from registry_serve.generation.division import require_divisible
-from registry_serve.generation.drawing import beyond
-from registry_serve.generation.generator import Generator
+from registry_serve.generation.generator import Generator, tell_of_what_is_not_done
 from registry_serve.generation.language import Language
 from registry_serve.generation.part import HERE, WATCHED_EACH_S, Part, Rank, told
 
@@ -56,9 +55,7 @@ def divided(language: Language, ranks: int, cache_tokens: int | None = None) -> 
     """
     require_divisible(language, ranks)
     engine = Ranks(language, ranks, cache_tokens)
-    if names := beyond(engine.model.generation_config):
-        said = "The configuration of %s asks for %s, which a model that is divided does not do."
-        logger.warning(said, language.source.name, ", ".join(names))
+    tell_of_what_is_not_done(language, engine.model.generation_config)
     return Generator(language, [engine], engine.model.generation_config)
 
 

@@ -5,7 +5,6 @@ It runs in processes of its own, which this one starts; a process that has ended
 
 from __future__ import annotations
 
-import logging
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from itertools import count
@@ -16,15 +15,12 @@ from transformers import GenerationConfig
 
 from registry_serve.errors import HandlerInvalid
 from registry_serve.generation import EngineFailed, EngineLost, Likelihood, RequestTooLarge, Settings, Tokens
-from registry_serve.generation.drawing import beyond
-from registry_serve.generation.generator import Generator
+from registry_serve.generation.generator import Generator, tell_of_what_is_not_done
 from registry_serve.generation.language import Language
 
 #: Names in Transformers, and those of the same setting here.
 _NAMES = {"min_new_tokens": "min_tokens", "min_p": "min_p", "repetition_penalty": "repetition_penalty"}
 _SHUTDOWN_S = 5.0
-
-logger = logging.getLogger(__name__)
 
 
 class VLLMEngine:
@@ -150,8 +146,7 @@ def generator_with_vllm(language: Language) -> Generator:
         own: Any = GenerationConfig.from_pretrained(source.name)
     except OSError:  # it has none of its own
         own = GenerationConfig.from_model_config(source.config())
-    if names := beyond(own):
-        logger.warning("The configuration of %s asks for %s, which is not done here.", source.name, ", ".join(names))
+    tell_of_what_is_not_done(language, own)
     ends = language.tokenizer.eos_token_id if own.eos_token_id is None else own.eos_token_id
     engine = VLLMEngine(
         source.name,
